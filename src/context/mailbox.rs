@@ -1,0 +1,159 @@
+//! A context's mailbox and the protocol of its doorbell.
+//!
+//! Mail is a hint ("look at this queue's owner word"), so the same letter is never in the box twice and the
+//! box is bounded by the number of queues and servers there are.
+//!
+//! Senders skip the doorbell while the receiver is awake, that is inside the library's own dispatch code.
+//! The receiver goes to sleep in three steps: store ASLEEP, SeqCst fence, look into the box again. A sender
+//! pushes, SeqCst fence, reads the state. One of the two always sees the other: either the receiver finds
+//! the letter or the sender finds it asleep and rings.
+
+use std::collections::VecDeque;
+
+use crate::sync::{AtomicU32, Mutex, Ordering, fence};
+
+const ASLEEP: u32 = 0;
+const AWAKE: u32 = 1;
+/// Asleep, and somebody has rung already: one write to the doorbell is enough.
+const RUNG: u32 = 2;
+
+/// Letters are compared to keep the box free of doubles.
+#[derive(Debug)]
+pub(crate) struct Mailbox<T> {
+    letters: Mutex<VecDeque<T>>,
+    state: AtomicU32,
+}
+
+impl<T: PartialEq> Mailbox<T> {
+    /// Asleep and empty.
+    pub(crate) fn new() -> Self {
+        Mailbox {
+            letters: Mutex::new(VecDeque::new()),
+            state: AtomicU32::new(ASLEEP),
+        }
+    }
+
+    /// Any thread. True if the caller must ring the doorbell.
+    #[must_use]
+    pub(crate) fn push(&self, letter: T) -> bool {
+        {
+            let mut letters = self.letters.lock();
+            if !letters.contains(&letter) {
+                letters.push_back(letter);
+            }
+        }
+        self.needs_ring()
+    }
+
+    /// Any thread, after it made something visible that the receiver must look at.
+    #[must_use]
+    pub(crate) fn needs_ring(&self) -> bool {
+        // Pairs with the fence of `sleep`.
+        fence(Ordering::SeqCst);
+        // Relaxed: only who rings is decided here; the letters travel under their lock.
+        self.state.load(Ordering::Relaxed) == ASLEEP
+            && self
+                .state
+                .compare_exchange(ASLEEP, RUNG, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// The receiver: in the library's code from here on.
+    pub(crate) fn wake_up(&self) {
+        self.state.store(AWAKE, Ordering::Relaxed);
+    }
+
+    /// The receiver: leaves the library's code, for its loop or for a callback. True if there is mail, and
+    /// then a receiver that goes back to its loop must look at it first.
+    #[must_use]
+    pub(crate) fn sleep(&self) -> bool {
+        self.state.store(ASLEEP, Ordering::Relaxed);
+        // Pairs with the fence of `needs_ring`.
+        fence(Ordering::SeqCst);
+        !self.is_empty()
+    }
+
+    /// A receiver without a doorbell, which stays ASLEEP and asks instead: one relaxed load while nobody has
+    /// posted anything.
+    #[must_use]
+    pub(crate) fn answer(&self) -> bool {
+        if self.state.load(Ordering::Relaxed) != RUNG {
+            return false;
+        }
+        self.state.store(ASLEEP, Ordering::Relaxed);
+        // Pairs with the fence of `needs_ring`: a letter that was pushed before the ring is in the box.
+        fence(Ordering::SeqCst);
+        true
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.letters.lock().is_empty()
+    }
+
+    /// Everything there is now, so that letters which arrive meanwhile do not keep the receiver for ever.
+    pub(crate) fn take(&self) -> VecDeque<T> {
+        std::mem::take(&mut *self.letters.lock())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doubles_are_dropped_and_one_sender_rings() {
+        let mailbox = Mailbox::new();
+        assert!(mailbox.push(1));
+        assert!(!mailbox.push(1), "rung already");
+        assert!(!mailbox.push(2));
+        mailbox.wake_up();
+        assert_eq!(mailbox.take(), [1, 2]);
+        assert!(!mailbox.push(3), "awake");
+        assert!(mailbox.sleep(), "mail is seen before sleeping");
+        assert_eq!(mailbox.take(), [3]);
+        assert!(!mailbox.sleep());
+        assert!(mailbox.push(4));
+        assert!(mailbox.answer() && !mailbox.answer());
+        assert_eq!(mailbox.take(), [4]);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::sync::{Arc, AtomicBool};
+    use loom::thread;
+
+    /// A letter is never left in the box of a sleeping receiver whose doorbell is silent.
+    #[test]
+    fn no_letter_is_lost() {
+        loom::model(|| {
+            let shared = Arc::new((Mailbox::new(), AtomicBool::new(false)));
+            shared.0.wake_up();
+            let senders: Vec<_> = (0..2)
+                .map(|letter| {
+                    let shared = shared.clone();
+                    thread::spawn(move || {
+                        if shared.0.push(letter) {
+                            shared.1.store(true, Ordering::Release);
+                        }
+                    })
+                })
+                .collect();
+            let mut seen = 0;
+            loop {
+                seen += shared.0.take().len();
+                if !shared.0.sleep() {
+                    break;
+                }
+                shared.0.wake_up();
+            }
+            for sender in senders {
+                sender.join().unwrap();
+            }
+            let rung = shared.1.load(Ordering::Acquire);
+            assert!(seen == 2 || rung, "a letter waits for a doorbell that nobody rang");
+            assert_eq!(seen + shared.0.take().len(), 2);
+        });
+    }
+}

@@ -1,0 +1,183 @@
+//! The embedded loops: epoll with adaptive busy polling, and the polled context without any descriptor.
+
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::sync::{Arc, Ordering};
+
+use super::core::ContextCore;
+use super::event_loop::Kind;
+use super::serve::Scope;
+
+/// The window of busy polling is never shorter than this, or it would not find out that it pays.
+const SHORTEST_WINDOW_NS: u64 = 2_000;
+/// Looks at the rings between two looks at the descriptors.
+const LOOKS_PER_POLL: u32 = 128;
+
+impl ContextCore {
+    fn unsupported(&self, what: &str) -> Error {
+        Error::new(libc::ENOTSUP, format!("{what}: not in this kind of context"))
+    }
+
+    /// One round of the embedded epoll loop; how many descriptors were ready.
+    pub(crate) fn dispatch(self: &Arc<Self>, timeout_ms: i32) -> Result<usize> {
+        let Kind::Epoll(epoll) = &self.kind else {
+            return Err(self.unsupported("dispatch"));
+        };
+        let _dispatch = self.enter()?;
+        self.flush();
+        self.read_mail(Scope::All);
+        self.serve_again();
+        let found = self.busy_poll(timeout_ms)?;
+        let mut timeout_ms = if found > 0 { 0 } else { timeout_ms };
+        timeout_ms = self.arm(timeout_ms);
+        self.flush();
+        if !self.inner.lock().again.is_empty() {
+            timeout_ms = 0;
+        }
+        if self.mailbox.sleep() {
+            timeout_ms = 0;
+        }
+        let n = epoll.wait(
+            timeout_ms,
+            || self.mailbox.wake_up(),
+            |slot, revents| self.dispatch_slot(&slot, revents),
+        )?;
+        self.flush();
+        self.read_mail(Scope::All);
+        Ok(n + found)
+    }
+
+    /// Looks at the rings for a while before it sleeps; guest notifications are off meanwhile. How much it
+    /// served.
+    fn busy_poll(self: &Arc<Self>, timeout_ms: i32) -> Result<usize> {
+        let max = self.busy_poll_ns.load(Ordering::Relaxed);
+        if max == 0 || timeout_ms == 0 {
+            return Ok(0);
+        }
+        let Kind::Epoll(epoll) = &self.kind else {
+            return Ok(0);
+        };
+        let window = self.busy_window_ns.load(Ordering::Relaxed).clamp(SHORTEST_WINDOW_NS.min(max), max);
+        let mut until = Instant::now() + Duration::from_nanos(window);
+        let mut served = 0;
+        loop {
+            for _ in 0..LOOKS_PER_POLL {
+                let now_served = self.serve_ready();
+                if now_served > 0 {
+                    served += now_served;
+                    self.flush();
+                    until = Instant::now() + Duration::from_nanos(window);
+                }
+                std::hint::spin_loop();
+            }
+            if self.quit.load(Ordering::Relaxed) || !self.mailbox.is_empty() {
+                break;
+            }
+            let ready = epoll.wait(0, || {}, |slot, revents| self.dispatch_slot(&slot, revents))?;
+            served += ready;
+            self.flush();
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        // It paid: look longer the next time. It did not: half as long.
+        let next = if served > 0 { window.saturating_mul(2) } else { window / 2 };
+        self.busy_window_ns.store(next.clamp(SHORTEST_WINDOW_NS.min(max), max), Ordering::Relaxed);
+        Ok(served)
+    }
+
+    /// Serves every held queue whose ring has something new; how many.
+    fn serve_ready(self: &Arc<Self>) -> usize {
+        let mut served = 0;
+        let mut from = 0;
+        while let Some((at, queue)) = self.next_ready(from) {
+            self.serve(&queue);
+            served += 1;
+            from = at + 1;
+        }
+        served
+    }
+
+    /// Turns the notifications on that busy polling left off. The time-out that is right afterwards.
+    fn arm(self: &Arc<Self>, timeout_ms: i32) -> i32 {
+        let unarmed = std::mem::take(&mut self.inner.lock().unarmed);
+        let mut timeout_ms = timeout_ms;
+        for queue in unarmed {
+            if queue.owner.load().held_by(self.id) && queue.rearm() {
+                self.serve(&queue);
+                timeout_ms = 0;
+            }
+        }
+        timeout_ms
+    }
+
+    /// Runs the embedded epoll loop until [`quit`](Self::request_quit).
+    pub(crate) fn run(self: &Arc<Self>) -> Result<()> {
+        if !matches!(self.kind, Kind::Epoll(_)) {
+            return Err(self.unsupported("run"));
+        }
+        // The flag is consumed by the run that it ends.
+        while !self.quit.swap(false, Ordering::AcqRel) {
+            self.dispatch(-1)?;
+        }
+        Ok(())
+    }
+
+    /// Async-signal-safe.
+    pub(crate) fn request_quit(&self) {
+        self.quit.store(true, Ordering::Release);
+        self.ring();
+    }
+
+    /// One round of a polled context; how many queues had work.
+    pub(crate) fn poll_rings(self: &Arc<Self>) -> Result<usize> {
+        if !matches!(self.kind, Kind::Polled) {
+            return Err(self.unsupported("poll"));
+        }
+        let _dispatch = self.enter()?;
+        if self.mailbox.answer() {
+            self.read_mail(Scope::All);
+        }
+        self.serve_again();
+        Ok(self.serve_ready())
+    }
+
+    /// A blocking stop can run this loop.
+    pub(crate) fn can_poll(&self) -> bool {
+        match &self.kind {
+            Kind::Foreign(event_loop) => event_loop.can_poll(),
+            Kind::Epoll(_) | Kind::Polled => true,
+        }
+    }
+
+    /// One iteration on behalf of a blocking stop: whatever the loop does.
+    pub(crate) fn iterate(self: &Arc<Self>, timeout: Duration) -> Result<()> {
+        let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        match &self.kind {
+            Kind::Foreign(event_loop) => event_loop.poll(timeout),
+            Kind::Epoll(_) => self.dispatch(timeout_ms).map(drop),
+            Kind::Polled => self.poll_rings().map(drop),
+        }
+    }
+
+    /// An iteration can wait for something to do.
+    pub(crate) fn can_wait(&self) -> bool {
+        !matches!(self.kind, Kind::Polled)
+    }
+
+    pub(crate) fn is_epoll(&self) -> bool {
+        matches!(self.kind, Kind::Epoll(_))
+    }
+
+    pub(crate) fn is_foreign(&self) -> bool {
+        matches!(self.kind, Kind::Foreign(_))
+    }
+
+    /// In a blocking stop, for a loop that cannot run itself: what [`Scope::Stopping`] allows.
+    pub(crate) fn serve_stop(self: &Arc<Self>) -> Result<()> {
+        let _dispatch = self.enter()?;
+        self.read_mail(Scope::Stopping);
+        Ok(())
+    }
+}

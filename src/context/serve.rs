@@ -1,0 +1,372 @@
+//! What is done inside a dispatch: taking queues, serving them, giving them back, delivering events.
+
+use crate::callback;
+use crate::device::Kick;
+use crate::shared::Shared;
+use crate::stream::Event;
+use crate::sync::{Arc, Ordering};
+use crate::virtqueue::kick::{Drained, KickSource};
+use crate::virtqueue::{Look, Queue, Virtqueue};
+
+use super::core::{ContextCore, Held, Mail};
+use super::event_loop::Kind;
+use super::owner::{CtxId, State};
+use super::registry;
+use super::watch::{Target, WatchSlot};
+
+/// How often `kick` is called in a row for a ring that refills, before others get their turn.
+const KICKS_IN_A_ROW: u32 = 8;
+
+/// Which callbacks may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    All,
+    /// Inside a stop: recalls of every server, other callbacks only of stopping servers.
+    Stopping,
+}
+
+impl Scope {
+    fn allows(self, server: &Shared) -> bool {
+        self == Scope::All || server.lifecycle.is_stopping()
+    }
+}
+
+const BROKEN_EVENTS: u32 = (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) as u32;
+
+impl ContextCore {
+    /// A watched descriptor is ready.
+    pub(super) fn dispatch_slot(self: &Arc<Self>, slot: &Arc<WatchSlot>, revents: u32) {
+        let Ok(_dispatch) = self.enter() else {
+            return;
+        };
+        match slot.target() {
+            Target::Nothing => {}
+            Target::Doorbell => self.answer_doorbell(),
+            Target::Kick(queue, kick) => self.kicked(&queue, &kick, revents),
+            Target::User(_, watch) => {
+                self.call_out(|| callback::run(0, || watch(revents)));
+            }
+        }
+    }
+
+    fn answer_doorbell(self: &Arc<Self>) {
+        if let Some(doorbell) = &self.doorbell {
+            doorbell.silence();
+        }
+        self.flush();
+        self.read_mail(Scope::All);
+        self.serve_again();
+    }
+
+    fn kicked(self: &Arc<Self>, queue: &Arc<Queue>, kick: &KickSource, revents: u32) {
+        let drained = kick.drain();
+        let gone = match drained {
+            Drained::Ok if revents & BROKEN_EVENTS == 0 => None,
+            // What was signalled before the other end went is still served.
+            Drained::Ok if revents & libc::POLLIN as u32 != 0 => None,
+            Drained::Ok | Drained::Gone => Some("nobody can signal the kick descriptor any more"),
+            Drained::Failed(errno) => Some(errno.desc()),
+        };
+        match gone {
+            None => self.serve(queue),
+            Some(why) => {
+                queue.fail_kick(why);
+                self.break_up(queue);
+            }
+        }
+    }
+
+    /// Reads the mail that is there now. What `scope` does not allow stays in the box.
+    pub(crate) fn read_mail(self: &Arc<Self>, scope: Scope) {
+        for mail in self.mailbox.take() {
+            let handled = match &mail {
+                Mail::Queue(queue) => self.read_queue_mail(queue, scope),
+                Mail::Stream(server) => self.read_stream_mail(server, scope),
+            };
+            if !handled {
+                self.post(mail);
+            }
+        }
+    }
+
+    fn read_queue_mail(self: &Arc<Self>, queue: &Arc<Queue>, scope: Scope) -> bool {
+        let ownership = queue.owner.load();
+        if ownership.context != self.id {
+            return true;
+        }
+        match ownership.state {
+            State::Internal => {}
+            State::Offered if scope.allows(&queue.server) => self.accept(queue),
+            State::Offered => return false,
+            State::Recalled => self.give_up(queue),
+            State::Owned if queue.is_broken() => self.break_up(queue),
+            State::Owned if scope.allows(&queue.server) => self.serve(queue),
+            State::Owned => return false,
+        }
+        true
+    }
+
+    // ---- queues come and go -----------------------------------------------------------------------------
+
+    /// Takes a queue that is offered: sets the watch, tells the device, looks at the ring once.
+    fn accept(self: &Arc<Self>, queue: &Arc<Queue>) {
+        let Some(transition) = queue.owner.take(self.id) else {
+            return;
+        };
+        registry::account(&transition);
+        let kick = match queue.arrive(self) {
+            Ok(kick) => kick,
+            Err(_) => return self.hand_back(queue),
+        };
+        let slot = match self.watch_kick(queue, &kick) {
+            Ok(slot) => slot,
+            Err(error) => {
+                queue.fail_kick(error.message());
+                return self.hand_back(queue);
+            }
+        };
+        self.inner.lock().held.push(Held {
+            queue: queue.clone(),
+            slot,
+        });
+        self.call_out(|| {
+            queue
+                .server
+                .call(|device| device.queue_started(&mut Virtqueue::lend(queue)))
+        });
+        self.serve(queue);
+    }
+
+    fn watch_kick(
+        &self,
+        queue: &Arc<Queue>,
+        kick: &Arc<KickSource>,
+    ) -> crate::Result<Option<Arc<WatchSlot>>> {
+        if matches!(self.kind, Kind::Polled) {
+            return Ok(None);
+        }
+        let target = Target::Kick(queue.clone(), kick.clone());
+        self.watch(kick.raw(), libc::POLLIN as u32, target).map(Some)
+    }
+
+    /// Hands a queue back, unless its `kick` is on the stack: then it goes when that returns.
+    pub(crate) fn give_up(self: &Arc<Self>, queue: &Arc<Queue>) {
+        if queue.is_in_kick() {
+            return;
+        }
+        let held = {
+            let mut inner = self.inner.lock();
+            let at = inner.held.iter().position(|held| Arc::ptr_eq(&held.queue, queue));
+            at.map(|at| inner.held.swap_remove(at))
+        };
+        let Some(held) = held else {
+            return;
+        };
+        if let Some(slot) = held.slot {
+            let fd = match slot.target() {
+                Target::Kick(_, kick) => kick.raw(),
+                _ => -1,
+            };
+            self.unwatch(fd, &slot);
+        }
+        if !queue.is_orphaned() {
+            let reason = queue.reason(self.id);
+            self.call_out(|| {
+                queue
+                    .server
+                    .call(|device| device.queue_stopping(&mut Virtqueue::lend(queue), reason))
+            });
+        }
+        self.hand_back(queue);
+    }
+
+    fn hand_back(&self, queue: &Arc<Queue>) {
+        queue.depart();
+        if queue.is_broken() {
+            queue.signal_error();
+        }
+        if let Some(transition) = queue.owner.give_back(self.id) {
+            registry::account(&transition);
+        }
+        queue.server.handed_back();
+    }
+
+    /// Stops a broken ring; the internal thread reports it.
+    fn break_up(self: &Arc<Self>, queue: &Arc<Queue>) {
+        self.give_up(queue);
+    }
+
+    /// A context that is being freed keeps nothing for queues that a drain time-out cut off.
+    pub(super) fn let_orphans_go(&self) {
+        let Some(this) = self.arc() else {
+            return;
+        };
+        let orphans: Vec<_> = {
+            let inner = self.inner.lock();
+            inner.held.iter().map(|held| held.queue.clone()).filter(|q| q.is_orphaned()).collect()
+        };
+        for queue in orphans {
+            this.give_up(&queue);
+        }
+    }
+
+    // ---- serving ----------------------------------------------------------------------------------------
+
+    /// Lets the device work on a queue until its ring has nothing new.
+    pub(super) fn serve(self: &Arc<Self>, queue: &Arc<Queue>) {
+        if queue.owner.is_recalled_relaxed() {
+            return self.give_up(queue);
+        }
+        let polled = matches!(self.kind, Kind::Polled);
+        for _ in 0..KICKS_IN_A_ROW {
+            match queue.look() {
+                Look::Busy => return,
+                Look::Broken => return self.break_up(queue),
+                Look::Empty => {}
+                Look::Work => {
+                    if !self.kick(queue) {
+                        return;
+                    }
+                }
+            }
+            if polled {
+                return;
+            }
+            if self.busy_poll_ns.load(Ordering::Relaxed) > 0 {
+                return self.stay_unarmed(queue);
+            }
+            if !queue.rearm() {
+                return;
+            }
+            queue.disable_notifications();
+        }
+        self.serve_later(queue);
+    }
+
+    /// One call of `kick`, and what must follow it. False if the queue needs no further look now.
+    fn kick(self: &Arc<Self>, queue: &Arc<Queue>) -> bool {
+        queue.disable_notifications();
+        queue.set_in_kick(true);
+        let answer = self.call_out(|| {
+            queue.server.call(|device| device.kick(&mut Virtqueue::lend(queue)))
+        });
+        queue.set_in_kick(false);
+        // The caller of a callback that has unwound or has lost the queue finds the same below.
+        let _ = queue.flush();
+        if queue.owner.is_recalled_relaxed() || queue.is_broken() {
+            self.give_up(queue);
+            return false;
+        }
+        match answer {
+            Some(Kick::Done) => true,
+            Some(Kick::Again) => {
+                self.serve_later(queue);
+                false
+            }
+            // Poisoned: the internal thread takes everything down.
+            None => false,
+        }
+    }
+
+    fn serve_later(&self, queue: &Arc<Queue>) {
+        let mut inner = self.inner.lock();
+        if !inner.again.iter().any(|other| Arc::ptr_eq(other, queue)) {
+            inner.again.push_back(queue.clone());
+        }
+    }
+
+    /// Serves each queue that asked for it once.
+    pub(super) fn serve_again(self: &Arc<Self>) {
+        let queues = std::mem::take(&mut self.inner.lock().again);
+        for queue in queues {
+            if queue.owner.load().held_by(self.id) {
+                self.serve(&queue);
+            }
+        }
+    }
+
+    fn stay_unarmed(&self, queue: &Arc<Queue>) {
+        let mut inner = self.inner.lock();
+        if !inner.unarmed.iter().any(|other| Arc::ptr_eq(other, queue)) {
+            inner.unarmed.push(queue.clone());
+        }
+    }
+
+    /// The next held queue, from `from` on, whose ring has something new. One relaxed load a queue.
+    pub(super) fn next_ready(&self, from: usize) -> Option<(usize, Arc<Queue>)> {
+        let inner = self.inner.lock();
+        inner.held[from.min(inner.held.len())..]
+            .iter()
+            .position(|held| held.queue.peek())
+            .map(|at| (from + at, inner.held[from + at].queue.clone()))
+    }
+
+    // ---- events -----------------------------------------------------------------------------------------
+
+    fn read_stream_mail(self: &Arc<Self>, server: &Arc<Shared>, scope: Scope) -> bool {
+        let ownership = server.stream.owner.load();
+        if ownership.context != self.id {
+            return true;
+        }
+        match ownership.state {
+            State::Offered if !scope.allows(server) => return false,
+            State::Offered => {
+                if let Some(transition) = server.stream.owner.take(self.id) {
+                    registry::account(&transition);
+                    self.deliver(server);
+                }
+            }
+            // Being delivered further down the stack, which looks at the word again.
+            _ if server.stream.is_delivering() => {}
+            State::Owned | State::Recalled => self.deliver(server),
+            State::Internal => {}
+        }
+        true
+    }
+
+    /// Delivers what is pending, then hands the stream back.
+    pub(crate) fn deliver(self: &Arc<Self>, server: &Arc<Shared>) {
+        while !server.stream.owner.is_recalled_relaxed() {
+            let Some((number, event)) = server.stream.next() else {
+                break;
+            };
+            self.call_out(|| deliver_event(server, event));
+            server.stream.finished(number);
+        }
+        self.hand_back_stream(server);
+    }
+
+    pub(crate) fn hand_back_stream(&self, server: &Arc<Shared>) {
+        if let Some(transition) = server.stream.owner.give_back(self.id) {
+            registry::account(&transition);
+        }
+        if server.lifecycle.is_idle()
+            && let Some(transition) = server.stream.owner.set_target(CtxId::NONE)
+        {
+            // `stopped` was the last event: the context is no longer attached.
+            registry::account(&transition);
+        }
+        server.handed_back();
+    }
+}
+
+fn deliver_event(server: &Arc<Shared>, event: Event) {
+    server.call(|device| match event {
+        Event::Connected => device.connected(),
+        Event::FeaturesAcked {
+            features,
+            protocol_features,
+        } => device.features_acked(features, protocol_features),
+        Event::ConfigWritten { offset, size } => device.config_written(offset, size),
+        Event::Reset => device.reset(),
+        Event::QueueStopped { index } => device.queue_stopped(index),
+        Event::RingBroken {
+            index,
+            errno,
+            reason,
+        } => device.ring_broken(index, errno, &reason),
+        Event::Orphaned { index } => device.orphaned(index),
+        Event::Disconnected { errno, reason } => device.disconnected(errno, &reason),
+        Event::Stopped => device.stopped(),
+    });
+}

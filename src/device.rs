@@ -1,0 +1,108 @@
+//! What an application implements.
+
+use crate::virtqueue::Virtqueue;
+
+/// What [`Device::kick`] answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kick {
+    /// Everything that the device wants to look at has been looked at. It is called again when the driver
+    /// makes more buffers available.
+    Done,
+    /// Call again after the loop has served others.
+    Again,
+}
+
+/// Why a queue leaves its context; see [`Device::queue_stopping`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// The front-end changes something (a new kick fd, for one); the queue comes back.
+    Reconfigured = 1,
+    /// The front-end stops the ring (GET_VRING_BASE).
+    VringBase = 2,
+    /// The front-end disables the ring.
+    Disabled = 3,
+    /// The server is being detached from its contexts.
+    Detached = 4,
+    /// The queue moves to another context.
+    Moved = 5,
+    /// The device is being reset.
+    Reset = 6,
+    /// The connection has ended.
+    Disconnected = 7,
+    /// The server is being stopped.
+    ServerStopping = 8,
+    /// The ring is broken.
+    Broken = 9,
+}
+
+impl StopReason {
+    pub(crate) fn from_u32(value: u32) -> Self {
+        match value {
+            2 => StopReason::VringBase,
+            3 => StopReason::Disabled,
+            4 => StopReason::Detached,
+            5 => StopReason::Moved,
+            6 => StopReason::Reset,
+            7 => StopReason::Disconnected,
+            8 => StopReason::ServerStopping,
+            9 => StopReason::Broken,
+            _ => StopReason::Reconfigured,
+        }
+    }
+}
+
+/// A virtio device.
+///
+/// Every method but [`destroy`](Device::destroy) is called on the thread that owns the context concerned,
+/// inside a dispatch of that context (or inside stop or detach called by that thread): the queue's context
+/// for the methods that take a queue, the server's home context for the others. A device whose queues all
+/// live in one context therefore needs no lock.
+///
+/// A panic is caught: the server is then poisoned, its connection ends, and it can only be stopped and
+/// freed.
+pub trait Device: Send + Sync + 'static {
+    /// There may be buffers to pop. Guest notifications are off meanwhile.
+    fn kick(&self, vq: &mut Virtqueue<'_>) -> Kick;
+
+    /// The queue has arrived in this context and can be popped.
+    fn queue_started(&self, _vq: &mut Virtqueue<'_>) {}
+
+    /// The queue is about to leave this context. Complete or unpop what is merely held; requests that are
+    /// being worked on may be completed later, from any thread. Pop answers `ESHUTDOWN` by now.
+    fn queue_stopping(&self, _vq: &mut Virtqueue<'_>, _reason: StopReason) {}
+
+    /// Nothing of this queue is in flight any more.
+    fn queue_stopped(&self, _index: u32) {}
+
+    /// A front-end has connected.
+    fn connected(&self) {}
+
+    /// The connection has ended and everything of it is gone. `errno` is 0 when the peer closed it between
+    /// two messages or the server was stopped.
+    fn disconnected(&self, _errno: i32, _reason: &str) {}
+
+    /// The driver's features and the front-end's protocol features.
+    fn features_acked(&self, _features: u64, _protocol_features: u64) {}
+
+    /// The driver wrote these bytes of the config space (merged over writes not yet delivered); read them
+    /// with [`Server::config`](crate::Server::config).
+    fn config_written(&self, _offset: u32, _size: u32) {}
+
+    /// The driver or the front-end reset the device; all queues are stopped.
+    fn reset(&self) {}
+
+    /// This ring is broken and stopped; the others go on.
+    fn ring_broken(&self, _index: u32, _errno: i32, _reason: &str) {}
+
+    /// The drain time-out expired: this queue's memory now lives on its own until its last element is
+    /// completed, and the queue will come back as a new one.
+    fn orphaned(&self, _index: u32) {}
+
+    /// The stop that [`Server::request_stop`](crate::Server::request_stop) began is complete.
+    fn stopped(&self) {}
+
+    /// Exactly once, when the server is freed: no callback follows. Called on the freeing thread.
+    fn destroy(&self) {}
+}

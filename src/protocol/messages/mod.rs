@@ -1,0 +1,25 @@
+//! Message bodies: bounds-checked decode, encode, and every check that needs
+//! no state.
+//!
+//! A type has a `SIZE`, a `decode` that takes exactly one body, and an
+//! `encode`. Decoding never allocates by a number from the wire.
+
+mod codec;
+mod config;
+mod iotlb;
+mod memory;
+mod migration;
+mod vring;
+
+pub use codec::{DecodeError, decode_u64, encode_u64};
+pub use config::{CONFIG_HEAD_SIZE, ConfigAccess, MAX_CONFIG_SIZE, decode_status};
+pub use iotlb::{Iotlb, IotlbKind};
+pub use memory::{
+    MAX_REGION_SIZE, MAX_REGIONS, MemTable, MemoryRegion, SingleRegion, TABLE_HEAD_SIZE,
+    is_postcopy_marker,
+};
+pub use migration::{DeviceStateTransfer, Inflight, Log};
+pub use vring::{VringAddr, VringFd, VringState};
+
+/// Bytes of the body that names a shared object.
+pub const UUID_SIZE: usize = 16;

@@ -1,0 +1,272 @@
+//! What a server is made of.
+
+use std::time::Duration;
+
+use crate::config_space::ConfigSpace;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::log::{Level, LogFn, Logger};
+use crate::shared::{Config, Doorbell, Shared};
+
+use super::Server;
+use super::features;
+
+/// The most queues a device can have.
+pub(crate) const MAX_QUEUES: u32 = 1024;
+/// The largest ring of the virtio specification (2.7).
+pub(crate) const MAX_QUEUE_SIZE: u32 = 32768;
+/// More at once would only make the driver wait.
+const MAX_STAGE: u32 = 256;
+const DEFAULT_STAGE: u32 = 32;
+const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
+
+/// Collects the data of a [`Server`]; everything has a default but the device.
+pub struct ServerBuilder {
+    name: String,
+    features: u64,
+    masked: u64,
+    queues: u32,
+    max_queue_size: u32,
+    config_space: Vec<u8>,
+    config_writable: Vec<u8>,
+    elem_priv_size: u32,
+    stage_max: u32,
+    drain_timeout: Option<Duration>,
+    disconnect_on_broken_ring: bool,
+    run_disabled_queues: bool,
+    require_sealed_memory: bool,
+    log_level: Option<Level>,
+    log: Option<LogFn>,
+    wake: Option<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl Default for ServerBuilder {
+    fn default() -> Self {
+        ServerBuilder {
+            name: "server".into(),
+            features: 0,
+            masked: 0,
+            queues: 1,
+            max_queue_size: 0,
+            config_space: Vec::new(),
+            config_writable: Vec::new(),
+            elem_priv_size: 0,
+            stage_max: 0,
+            drain_timeout: Some(DEFAULT_DRAIN),
+            disconnect_on_broken_ring: false,
+            run_disabled_queues: false,
+            require_sealed_memory: false,
+            log_level: None,
+            log: None,
+            wake: None,
+        }
+    }
+}
+
+impl ServerBuilder {
+    /// The internal thread is called `vu-<name>`, cut to the system's 15 bytes.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Feature bits of the device class (virtio 1.3, 2.2: bits 0 to 23 and 50 to 127). The library adds
+    /// those that it implements itself.
+    pub fn features(mut self, features: u64) -> Self {
+        self.features = features;
+        self
+    }
+
+    /// Features of the library's that shall not be offered.
+    pub fn mask_features(mut self, features: u64) -> Self {
+        self.masked = features;
+        self
+    }
+
+    /// How many virtqueues, 1 to 1024.
+    pub fn queues(mut self, queues: u32) -> Self {
+        self.queues = queues;
+        self
+    }
+
+    /// The largest ring accepted: a power of two up to 32768; 0 means that.
+    pub fn max_queue_size(mut self, size: u32) -> Self {
+        self.max_queue_size = size;
+        self
+    }
+
+    /// The device's configuration space, up to 256 bytes, and a mask that is non-zero where the driver may
+    /// write (what it leaves out is read-only).
+    pub fn config_space(mut self, bytes: impl Into<Vec<u8>>, writable: impl Into<Vec<u8>>) -> Self {
+        self.config_space = bytes.into();
+        self.config_writable = writable.into();
+        self
+    }
+
+    pub(crate) fn elem_priv_size(mut self, size: u32) -> Self {
+        self.elem_priv_size = size;
+        self
+    }
+
+    /// How many completions are staged before they are published, 1 to 256; 0 means 32.
+    pub fn stage_max(mut self, elements: u32) -> Self {
+        self.stage_max = elements;
+        self
+    }
+
+    /// How long stop and disconnect wait for requests in flight; `None`: for ever. 10 s by default.
+    pub fn drain_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.drain_timeout = timeout;
+        self
+    }
+
+    /// A broken ring ends the connection instead of just that ring.
+    pub fn disconnect_on_broken_ring(mut self, yes: bool) -> Self {
+        self.disconnect_on_broken_ring = yes;
+        self
+    }
+
+    /// The device runs queues that the front-end has not enabled, as a network device does.
+    pub fn run_disabled_queues(mut self, yes: bool) -> Self {
+        self.run_disabled_queues = yes;
+        self
+    }
+
+    /// Refuse guest memory whose file the front-end could truncate (no `F_SEAL_SHRINK`). Without this, a
+    /// front-end that truncates a mapped file makes the next access to it a SIGBUS in this process.
+    pub fn require_sealed_memory(mut self, yes: bool) -> Self {
+        self.require_sealed_memory = yes;
+        self
+    }
+
+    /// Where log lines up to `level` go. Silent by default.
+    pub fn log(
+        mut self,
+        level: Level,
+        sink: impl Fn(Level, &str) + Send + Sync + 'static,
+    ) -> Self {
+        self.log_level = Some(level);
+        self.log = Some(Box::new(sink));
+        self
+    }
+
+    /// Called on any thread when the server becomes quiesced, idle or stopped; may only wake a loop.
+    pub fn wake(mut self, wake: impl Fn() + Send + Sync + 'static) -> Self {
+        self.wake = Some(Box::new(wake));
+        self
+    }
+
+    /// Makes the server.
+    ///
+    /// # Errors
+    /// `EINVAL` naming the field; `EMFILE`.
+    pub fn build(self, device: impl Device) -> Result<Server> {
+        self.build_boxed(Box::new(device)).map_err(|(error, _)| error)
+    }
+
+    /// On an error the device comes back, so that its owner can let it go in its own way.
+    pub(crate) fn build_boxed(
+        mut self,
+        device: Box<dyn Device>,
+    ) -> std::result::Result<Server, (Error, Box<dyn Device>)> {
+        let config_space = match ConfigSpace::new(
+            std::mem::take(&mut self.config_space),
+            std::mem::take(&mut self.config_writable),
+        ) {
+            Ok(space) => space,
+            Err(error) => return Err((error, device)),
+        };
+        let logger = Logger::new(self.log_level, self.log.take());
+        match self.check().and_then(|config| Ok((config, Doorbell::new()?))) {
+            Ok((config, internal)) => {
+                let shared = Shared::new(config, logger, config_space, device, internal);
+                Ok(Server::from_shared(shared))
+            }
+            Err(error) => Err((error, device)),
+        }
+    }
+
+    fn check(self) -> Result<Config> {
+        if self.queues == 0 || self.queues > MAX_QUEUES {
+            return Err(Error::invalid(format!(
+                "num_queues {}: not in 1 to {MAX_QUEUES}",
+                self.queues
+            )));
+        }
+        let size = if self.max_queue_size == 0 { MAX_QUEUE_SIZE } else { self.max_queue_size };
+        if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
+            return Err(Error::invalid(format!(
+                "max_queue_size {size}: not a power of two up to {MAX_QUEUE_SIZE}"
+            )));
+        }
+        let stage_max = if self.stage_max == 0 { DEFAULT_STAGE } else { self.stage_max };
+        if stage_max > MAX_STAGE {
+            return Err(Error::invalid(format!(
+                "stage_max {stage_max}: more than {MAX_STAGE}"
+            )));
+        }
+        let reserved = self.features & features::RESERVED;
+        if reserved != 0 {
+            return Err(Error::invalid(format!(
+                "features {reserved:#x}: not the device class's to offer"
+            )));
+        }
+        if self.name.contains('\0') {
+            return Err(Error::invalid("name: has a NUL byte"));
+        }
+        Ok(Config {
+            name: self.name,
+            features: self.features | features::LIBRARY & !self.masked,
+            num_queues: self.queues,
+            max_queue_size: size as u16,
+            elem_priv_size: self.elem_priv_size,
+            stage_max: stage_max as usize,
+            drain_timeout: self.drain_timeout,
+            disconnect_on_broken_ring: self.disconnect_on_broken_ring,
+            run_disabled_queues: self.run_disabled_queues,
+            require_sealed_memory: self.require_sealed_memory,
+            wake: self.wake,
+        })
+    }
+}
+
+impl std::fmt::Debug for ServerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerBuilder").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Kick;
+    use crate::virtqueue::Virtqueue;
+
+    struct Null;
+    impl Device for Null {
+        fn kick(&self, _: &mut Virtqueue<'_>) -> Kick {
+            Kick::Done
+        }
+    }
+
+    fn refused(builder: ServerBuilder, field: &str) {
+        let error = builder.build(Null).unwrap_err();
+        assert_eq!(error.errno(), libc::EINVAL);
+        assert!(error.message().contains(field), "{error}");
+    }
+
+    #[test]
+    fn every_field_is_checked_by_name() {
+        let new = ServerBuilder::default;
+        refused(new().queues(0), "num_queues 0");
+        refused(new().queues(1025), "num_queues 1025");
+        refused(new().max_queue_size(3), "max_queue_size 3");
+        refused(new().max_queue_size(65536), "max_queue_size 65536");
+        refused(new().stage_max(257), "stage_max 257");
+        refused(new().features(1 << 30), "features 0x40000000");
+        refused(new().name("a\0b"), "name");
+        refused(new().config_space(vec![0; 257], []), "config_size 257");
+        refused(new().config_space([0], [1, 1]), "config_writable");
+        assert!(new().queues(1024).build(Null).is_ok());
+    }
+}

@@ -1,0 +1,14 @@
+//! Feature bits that are the library's business (virtio 1.3, section 6).
+
+/// VIRTIO_RING_F_INDIRECT_DESC.
+pub(crate) const INDIRECT_DESC: u64 = 1 << 28;
+/// VIRTIO_RING_F_EVENT_IDX.
+pub(crate) const EVENT_IDX: u64 = 1 << 29;
+/// VIRTIO_F_VERSION_1.
+pub(crate) const VERSION_1: u64 = 1 << 32;
+
+/// Offered for every device.
+pub(crate) const LIBRARY: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1;
+
+/// Bits 24 to 49 belong to the transport and the rings; a device class must not offer them.
+pub(crate) const RESERVED: u64 = ((1 << 50) - 1) & !((1 << 24) - 1);

@@ -1,0 +1,111 @@
+//! The internal thread: accepts one front-end after the other until the server is stopped.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow};
+
+use crate::context::owner::CtxId;
+use crate::error::{Error, Result};
+use crate::listener::Listener;
+use crate::session::{self, housekeeping};
+use crate::shared::Shared;
+use crate::stats::count;
+use crate::stream::Event;
+use crate::sync::Arc;
+
+use super::{set_queue_target, told};
+use crate::context::Mail;
+
+/// Starts the thread with every signal blocked.
+pub(super) fn spawn(shared: Arc<Shared>, listener: Listener) -> Result<JoinHandle<()>> {
+    let name = format!("vu-{}", shared.config.name);
+    // A new thread inherits the mask, so there is no moment in which it could take a signal.
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let spawned = std::thread::Builder::new().name(name).spawn(move || run(&shared, listener));
+    before.thread_set_mask()?;
+    spawned.map_err(|e| {
+        Error::new(e.raw_os_error().unwrap_or(libc::EAGAIN), format!("internal thread: {e}"))
+    })
+}
+
+fn run(shared: &Arc<Shared>, mut listener: Listener) {
+    while !shared.lifecycle.is_stopping() {
+        let Some(connection) = accept(shared, &mut listener) else {
+            break;
+        };
+        count(&shared.counters.connections);
+        let served = catch_unwind(AssertUnwindSafe(|| session::serve(shared, connection)));
+        if served.is_err() {
+            // A bug of the library's own: the process lives on, the server says so and waits for its stop.
+            shared.logger.error(format_args!("internal error while serving a front-end"));
+            wait_for_stop(shared);
+        }
+    }
+    // The socket file goes before anybody learns that the server is down.
+    drop(listener);
+    finish(shared);
+}
+
+/// The next connection; `None` when the server is to stop.
+fn accept(shared: &Arc<Shared>, listener: &mut Listener) -> Option<OwnedFd> {
+    loop {
+        housekeeping::offer_stream(shared);
+        if shared.lifecycle.is_stopping() {
+            return None;
+        }
+        if shared.is_poisoned() || listener.is_exhausted() {
+            wait(shared, None, None);
+            continue;
+        }
+        match listener.try_accept(Instant::now()) {
+            Ok(Some(connection)) => return Some(connection),
+            Ok(None) => {}
+            Err(error) => shared.logger.warning(format_args!("{error}")),
+        }
+        wait(shared, Some(listener), listener.timeout(Instant::now()));
+    }
+}
+
+fn wait_for_stop(shared: &Arc<Shared>) {
+    while !shared.lifecycle.is_stopping() {
+        wait(shared, None, None);
+    }
+}
+
+fn wait(shared: &Shared, listener: Option<&Listener>, timeout: Option<std::time::Duration>) {
+    let timeout = timeout.map_or(PollTimeout::NONE, |t| {
+        // Rounded up, or the last part of a millisecond would be spent spinning.
+        let ms = t.as_millis() + u128::from(t.subsec_nanos() % 1_000_000 != 0);
+        PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
+    });
+    let mut fds = vec![PollFd::new(shared.internal.as_fd(), PollFlags::POLLIN)];
+    if let Some(fd) = listener.and_then(Listener::poll_fd) {
+        fds.push(PollFd::new(fd, PollFlags::POLLIN));
+    }
+    // All signals are blocked, and everything else is seen again by the caller's loop.
+    let _ = poll(&mut fds, timeout);
+    shared.internal.silence();
+}
+
+/// The last act: takes the queues off their contexts, owes `stopped`, and lets go.
+fn finish(shared: &Arc<Shared>) {
+    for queue in shared.queues() {
+        set_queue_target(&queue, CtxId::NONE);
+    }
+    shared.stream.clear();
+    if shared.lifecycle.owes_stopped() && !shared.stream.owner.load().target.is_none() {
+        shared.stream.push(Event::Stopped);
+        shared.lifecycle.end();
+        housekeeping::offer_stream(shared);
+    } else {
+        if let Some(transition) = shared.stream.owner.set_target(CtxId::NONE) {
+            told(&transition, || Mail::Stream(shared.clone()));
+        }
+        shared.lifecycle.end();
+    }
+    shared.wake();
+}

@@ -1,0 +1,114 @@
+//! Features, owner and status.
+
+use crate::protocol::features::{F_LOG_ALL, F_PROTOCOL_FEATURES, ProtocolFeatures};
+use crate::protocol::messages::{decode_status, decode_u64};
+use crate::stream::Event;
+use crate::transport::Message;
+
+use super::Session;
+use super::dispatch::{Answer, Fault, Handled};
+
+impl Session {
+    pub(super) fn offered_features(&self) -> u64 {
+        self.shared.config.features | F_PROTOCOL_FEATURES
+    }
+
+    pub(super) fn offered_protocol_features(&self) -> ProtocolFeatures {
+        let mut offered = ProtocolFeatures::MQ
+            | ProtocolFeatures::REPLY_ACK
+            | ProtocolFeatures::BACKEND_REQ
+            | ProtocolFeatures::RESET_DEVICE
+            | ProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | ProtocolFeatures::STATUS;
+        if !self.shared.config_space.lock().is_empty() {
+            offered |= ProtocolFeatures::CONFIG;
+        }
+        offered
+    }
+
+    pub(super) fn get_features(&mut self, _: &mut Message) -> Handled {
+        Ok(Answer::u64(self.offered_features()))
+    }
+
+    pub(super) fn set_features(&mut self, message: &mut Message) -> Handled {
+        let features = decode_u64(&message.body)?;
+        let unoffered = features & !self.offered_features();
+        if unoffered != 0 {
+            return Err(Fault::refuse(
+                libc::EINVAL,
+                format!("features {features:#x}: {unoffered:#x} not offered"),
+            ));
+        }
+        let changed = features ^ self.features;
+        if changed & !F_LOG_ALL != 0 && self.any_started() {
+            return Err(Fault::refuse(
+                libc::EBUSY,
+                format!("features {features:#x}: {changed:#x} change while a ring is started"),
+            ));
+        }
+        self.features = features;
+        self.shared.set_acked_features(features);
+        if features & F_PROTOCOL_FEATURES == 0 {
+            // Without it there is no SET_VRING_ENABLE: rings start enabled.
+            for queue in self.shared.queues() {
+                queue.set_enabled(true);
+            }
+        }
+        if changed != 0 {
+            self.push_features();
+        }
+        Ok(Answer::Done)
+    }
+
+    fn push_features(&self) {
+        self.shared.stream.push(Event::FeaturesAcked {
+            features: self.features,
+            protocol_features: self.protocol_features.bits(),
+        });
+    }
+
+    pub(super) fn get_protocol_features(&mut self, _: &mut Message) -> Handled {
+        Ok(Answer::u64(self.offered_protocol_features().bits()))
+    }
+
+    pub(super) fn set_protocol_features(&mut self, message: &mut Message) -> Handled {
+        let bits = decode_u64(&message.body)?;
+        let unoffered = bits & !self.offered_protocol_features().bits();
+        if unoffered != 0 {
+            return Err(Fault::refuse(
+                libc::EINVAL,
+                format!("protocol features {bits:#x}: {unoffered:#x} not offered"),
+            ));
+        }
+        self.protocol_features = ProtocolFeatures::from_bits_truncate(bits);
+        Ok(Answer::Done)
+    }
+
+    /// A front-end may say this again on the same connection: QEMU does when it unplugs the device and plugs
+    /// one in with the same character device. It then sends its memory anew without having removed it, so
+    /// what a used and stopped device has left is dropped here.
+    pub(super) fn set_owner(&mut self, _: &mut Message) -> Handled {
+        if self.used_since_owner && !self.any_started() {
+            self.forget_memory()?;
+            self.used_since_owner = false;
+        }
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn get_queue_num(&mut self, _: &mut Message) -> Handled {
+        Ok(Answer::u64(u64::from(self.shared.config.num_queues)))
+    }
+
+    pub(super) fn set_status(&mut self, message: &mut Message) -> Handled {
+        let status = decode_status(&message.body)?;
+        if status == 0 && self.status != 0 {
+            self.reset_rings()?;
+        }
+        self.status = status;
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn get_status(&mut self, _: &mut Message) -> Handled {
+        Ok(Answer::u64(u64::from(self.status)))
+    }
+}

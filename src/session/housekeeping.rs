@@ -1,0 +1,122 @@
+//! What the internal thread does whenever it wakes: offer what can be offered, report what broke, pass on
+//! what changed.
+
+use crate::context::owner::State;
+use crate::context::{Mail, registry};
+use crate::device::StopReason;
+use crate::error::Error;
+use crate::server::told;
+use crate::shared::Shared;
+use crate::stats::count;
+use crate::stream::Event;
+use crate::sync::Arc;
+
+use super::{End, Session};
+
+/// Offers the pending events to the home context.
+pub(crate) fn offer_stream(shared: &Arc<Shared>) {
+    if shared.stream.is_empty() {
+        return;
+    }
+    match shared.stream.owner.offer() {
+        Some(transition) => told(&transition, || Mail::Stream(shared.clone())),
+        None => {
+            // It may be there already, and about to be handed back: a letter makes it look once more.
+            let ownership = shared.stream.owner.load();
+            if ownership.state != State::Internal
+                && let Some(context) = registry::get(ownership.context)
+            {
+                context.post(Mail::Stream(shared.clone()));
+            }
+        }
+    }
+}
+
+impl Session {
+    /// Errors end the connection.
+    pub(super) fn keep_house(&mut self) -> Result<(), End> {
+        self.report_broken()?;
+        self.offer_queues();
+        offer_stream(&self.shared);
+        self.pass_on_config_change();
+        if self.shared.lifecycle.is_stopping() {
+            return Err(End::Stop);
+        }
+        if self.shared.is_poisoned() {
+            return Err(End::Failed(Error::new(
+                libc::ENOTRECOVERABLE,
+                "a callback of the device panicked",
+            )));
+        }
+        Ok(())
+    }
+
+    pub(super) fn offer_queues(&mut self) {
+        for index in 0..self.vrings.len() {
+            if self.may_run(index) {
+                self.offer(index);
+            }
+        }
+    }
+
+    /// Everything that a ring needs is there, and what the device must hear first has been delivered.
+    fn may_run(&mut self, index: usize) -> bool {
+        let vring = &self.vrings[index];
+        if !vring.is_started() || !self.shared.stream.has_delivered(vring.after_event) {
+            return false;
+        }
+        let Some(queue) = self.shared.queue(index as u32) else {
+            return false;
+        };
+        (queue.is_enabled() || self.shared.config.run_disabled_queues)
+            && !queue.is_broken()
+            && queue.owner.load().state == State::Internal
+            && self.prepare(index)
+    }
+
+    fn offer(&self, index: usize) {
+        if let Some(queue) = self.shared.queue(index as u32)
+            && let Some(transition) = queue.owner.offer()
+        {
+            told(&transition, || Mail::Queue(queue));
+        }
+    }
+
+    /// Tells the device and the log of rings that broke.
+    fn report_broken(&mut self) -> Result<(), End> {
+        for queue in self.shared.queues() {
+            if !queue.is_broken() || queue.owner.load().state != State::Internal {
+                continue;
+            }
+            let Some(failure) = queue.take_failure() else {
+                continue;
+            };
+            queue.retire();
+            queue.signal_error();
+            count(&self.shared.counters.broken_rings);
+            self.shared.logger.warning(format_args!("{failure}; the ring is stopped"));
+            self.shared.stream.push(Event::RingBroken {
+                index: queue.index,
+                errno: failure.errno(),
+                reason: failure.message().to_owned(),
+            });
+            if self.shared.config.disconnect_on_broken_ring {
+                queue.set_stop_reason(StopReason::Disconnected);
+                return Err(End::Failed(failure));
+            }
+        }
+        Ok(())
+    }
+
+    fn pass_on_config_change(&mut self) {
+        if let Some(backend) = &mut self.backend {
+            backend.flush();
+        }
+        if self.shared.take_config_changed()
+            && let Some(backend) = &mut self.backend
+        {
+            backend.send_config_change();
+            count(&self.shared.counters.config_changes);
+        }
+    }
+}

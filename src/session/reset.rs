@@ -1,0 +1,38 @@
+//! Reset of the device: rings stopped and drained, their state as at the beginning.
+
+use crate::device::StopReason;
+use crate::stream::Event;
+use crate::transport::Message;
+
+use super::dispatch::{Answer, Handled};
+use super::{End, Session};
+
+impl Session {
+    /// Deprecated in the specification, which recommends to treat it as a stop of all rings.
+    pub(super) fn reset_owner(&mut self, _: &mut Message) -> Handled {
+        self.reset_rings()?;
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn reset_device(&mut self, _: &mut Message) -> Handled {
+        self.reset_rings()?;
+        self.status = 0;
+        Ok(Answer::Done)
+    }
+
+    /// Memory and call descriptors stay: front-ends do not send them again after a reset.
+    pub(super) fn reset_rings(&mut self) -> Result<(), End> {
+        let running: Vec<usize> =
+            (0..self.vrings.len()).filter(|&i| self.vrings[i].is_started()).collect();
+        self.stop_rings(&running, StopReason::Reset)?;
+        for index in 0..self.vrings.len() {
+            self.vrings[index].reset();
+            if let Some(queue) = self.shared.queue(index as u32) {
+                queue.forget_setup();
+                queue.set_enabled(false);
+            }
+        }
+        self.shared.stream.push(Event::Reset);
+        Ok(())
+    }
+}

@@ -1,0 +1,140 @@
+//! The end of a connection: everything of it is gone before the next one is accepted.
+
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use crate::context::Mail;
+use crate::context::owner::State;
+use crate::device::StopReason;
+use crate::memory::RegionTable;
+use crate::server::{set_queue_target, told};
+use crate::context::owner::CtxId;
+use crate::stats::count;
+use crate::stream::Event;
+use crate::sync::{Arc, Ordering};
+use crate::virtqueue::Queue;
+
+use super::{End, Session};
+
+impl Session {
+    /// Recall, drain, unmap, tell the device.
+    pub(super) fn tear_down(mut self, end: End) {
+        let (errno, reason, stop_reason) = self.describe(&end);
+        let graceful = matches!(end, End::Stop);
+        self.backend = None;
+        if !graceful {
+            // The peer must see at once that it is not served any more.
+            self.transport.shutdown();
+        }
+        let deadline =
+            self.shared.config.drain_timeout.map(|timeout| Instant::now() + timeout);
+        let queues = self.shared.queues();
+        for queue in &queues {
+            if !graceful {
+                // A completion that comes now has nobody to read it. A stop lets it through.
+                queue.retire();
+            }
+            self.recall(queue, stop_reason);
+            queue.gate.close();
+        }
+        self.shared.gate.close();
+        let drained = self.wait_after_end(deadline, |session| {
+            session.shared.gate.is_idle() && queues.iter().all(is_down)
+        });
+        for queue in &queues {
+            if drained || is_down(queue) {
+                self.clean(queue);
+            } else {
+                self.orphan(queue);
+            }
+        }
+        self.unmap();
+        self.shared.set_acked_features(0);
+        self.announce(errno, reason, deadline);
+    }
+
+    fn describe(&self, end: &End) -> (i32, String, StopReason) {
+        let logger = &self.shared.logger;
+        match end {
+            End::Stop => {
+                logger.info(format_args!("stopping"));
+                (0, "the server is being stopped".into(), StopReason::ServerStopping)
+            }
+            End::Closed => {
+                logger.info(format_args!("the front-end closed the connection"));
+                let reason = "the front-end closed the connection".into();
+                (0, reason, StopReason::Disconnected)
+            }
+            End::Failed(error) => {
+                self.count_protocol_error();
+                logger.warning(format_args!("connection ended: {error}"));
+                (-error.errno(), error.message().to_owned(), StopReason::Disconnected)
+            }
+        }
+    }
+
+    /// Back to what the queue was before the connection.
+    fn clean(&self, queue: &Arc<Queue>) {
+        queue.retire();
+        queue.forget_setup();
+        queue.set_enabled(false);
+        queue.call.clear(self.shared.internal.as_fd());
+        queue.err.clear(self.shared.internal.as_fd());
+        if self.vrings.get(queue.index as usize).is_some_and(|vring| vring.prepared) {
+            self.shared.stream.push(Event::QueueStopped { index: queue.index });
+        }
+    }
+
+    /// The drain time-out: the queue lives on what is in flight, a new one takes its place.
+    fn orphan(&self, queue: &Arc<Queue>) {
+        let target = queue.owner.load().target;
+        queue.orphan();
+        queue.retire();
+        if let Some(fresh) = self.shared.replace_queue(queue) {
+            set_queue_target(&fresh, target);
+        }
+        if let Some(transition) = queue.owner.set_target(CtxId::NONE) {
+            told(&transition, || Mail::Queue(queue.clone()));
+        }
+        count(&self.shared.counters.orphaned_queues);
+        self.shared.logger.error(format_args!(
+            "queue {}: drain time-out; what it has in flight keeps its memory",
+            queue.index
+        ));
+        self.shared.stream.push(Event::Orphaned { index: queue.index });
+    }
+
+    /// The table goes; the mappings with it, except those that an orphan still pins.
+    fn unmap(&self) {
+        let generation = self.shared.table.generation();
+        self.shared.table.publish(RegionTable::empty(generation + 1));
+        self.shared.counters.memory_regions.store(0, Ordering::Relaxed);
+    }
+
+    /// `disconnected` is delivered before the next front-end is accepted. A stop does not wait longer for it
+    /// than the drain may take.
+    fn announce(&mut self, errno: i32, reason: String, deadline: Option<Instant>) {
+        if self.shared.stream.drop_if_connection_unseen() {
+            return;
+        }
+        let number = self.shared.stream.push(Event::Disconnected { errno, reason });
+        loop {
+            let stopping = self.shared.lifecycle.is_stopping();
+            let limit = stopping.then_some(deadline).flatten();
+            let nobody = stopping && self.shared.stream.owner.load().target.is_none();
+            let told = nobody
+                || self.wait_after_end(limit, |session| {
+                    session.shared.stream.has_delivered(number)
+                        || session.shared.lifecycle.is_stopping() != stopping
+                });
+            if !told || nobody || self.shared.stream.has_delivered(number) {
+                return;
+            }
+        }
+    }
+}
+
+/// In nobody's hands, and nothing in flight.
+fn is_down(queue: &Arc<Queue>) -> bool {
+    queue.owner.load().state == State::Internal && queue.gate.is_idle()
+}

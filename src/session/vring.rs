@@ -1,0 +1,31 @@
+//! What the front-end has said about one ring.
+
+use crate::protocol::messages::VringAddr;
+use crate::sync::Arc;
+use crate::virtqueue::kick::KickSource;
+
+#[derive(Default)]
+pub(super) struct Vring {
+    /// Descriptors; 0 until SET_VRING_NUM.
+    pub(super) size: u16,
+    pub(super) addresses: Option<VringAddr>,
+    /// Where the available ring begins at the next start.
+    pub(super) base: u16,
+    /// Set: the front-end has started the ring.
+    pub(super) kick: Option<Arc<KickSource>>,
+    /// The queue has been prepared for this start: it is offered whenever it is INTERNAL and may run.
+    pub(super) prepared: bool,
+    /// The last event before the start; the queue is offered after it.
+    pub(super) after_event: u64,
+}
+
+impl Vring {
+    pub(super) fn is_started(&self) -> bool {
+        self.kick.is_some()
+    }
+
+    /// Back to what it was before the first message about it.
+    pub(super) fn reset(&mut self) {
+        *self = Vring::default();
+    }
+}

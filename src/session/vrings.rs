@@ -1,0 +1,326 @@
+//! Setting rings up, starting and stopping them.
+
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+
+use crate::context::owner::State;
+use crate::device::StopReason;
+use crate::error::Error;
+use crate::protocol::features::F_PROTOCOL_FEATURES;
+use crate::protocol::messages::{VringAddr, VringFd, VringState};
+use crate::server::features::{EVENT_IDX, INDIRECT_DESC};
+use crate::stream::Event;
+use crate::sync::Arc;
+use crate::transport::Message;
+use crate::virtqueue::kick::KickSource;
+use crate::virtqueue::signal::SignalFd;
+use crate::virtqueue::areas::{SplitAreas, SplitLayout};
+use crate::virtqueue::split::SplitFeatures;
+use crate::virtqueue::vq::resolve;
+use crate::virtqueue::{Queue, Setup};
+
+use super::dispatch::{Answer, Fault, Handled};
+use super::{End, Session};
+
+impl Session {
+    pub(super) fn any_started(&self) -> bool {
+        self.vrings.iter().any(|vring| vring.is_started())
+    }
+
+    fn check_index(&self, index: u32) -> Result<usize, Fault> {
+        if (index as usize) < self.vrings.len() {
+            return Ok(index as usize);
+        }
+        Err(Fault::refuse(
+            libc::EINVAL,
+            format!("queue {index}: the device has {}", self.vrings.len()),
+        ))
+    }
+
+    fn refuse_started(&self, index: usize, what: &str) -> Result<(), Fault> {
+        if self.vrings[index].is_started() {
+            return Err(Fault::refuse(
+                libc::EBUSY,
+                format!("queue {index}: {what} changed while the ring is started"),
+            ));
+        }
+        Ok(())
+    }
+
+    fn queue(&self, index: usize) -> Result<Arc<Queue>, Fault> {
+        self.shared
+            .queue(index as u32)
+            .ok_or_else(|| Fault::refuse(libc::EINVAL, format!("queue {index}: gone")))
+    }
+
+    pub(super) fn set_vring_num(&mut self, message: &mut Message) -> Handled {
+        let VringState { index, num } = VringState::decode(&message.body)?;
+        let index = self.check_index(index)?;
+        let max = u32::from(self.shared.config.max_queue_size);
+        if !num.is_power_of_two() || num > max {
+            return Err(Fault::refuse(
+                libc::EINVAL,
+                format!("queue {index}: size {num}: not a power of two up to {max}"),
+            ));
+        }
+        if num as u16 != self.vrings[index].size {
+            self.refuse_started(index, "size")?;
+        }
+        self.vrings[index].size = num as u16;
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn set_vring_base(&mut self, message: &mut Message) -> Handled {
+        let VringState { index, num } = VringState::decode(&message.body)?;
+        let index = self.check_index(index)?;
+        self.refuse_started(index, "base")?;
+        // A split ring's index has 16 bits; what front-ends put above them has no meaning.
+        self.vrings[index].base = num as u16;
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn set_vring_addr(&mut self, message: &mut Message) -> Handled {
+        let addr = VringAddr::decode(&message.body)?;
+        let index = self.check_index(addr.index)?;
+        if addr.flags & !VringAddr::FLAG_LOG != 0 {
+            return Err(Fault::refuse(
+                libc::EINVAL,
+                format!("queue {index}: address flags {:#x}: unknown", addr.flags),
+            ));
+        }
+        for (name, address, align) in [
+            ("descriptor", addr.descriptor, SplitAreas::DESC_ALIGN),
+            ("available", addr.available, SplitAreas::AVAIL_ALIGN),
+            ("used", addr.used, SplitAreas::USED_ALIGN),
+        ] {
+            if address % align as u64 != 0 {
+                return Err(Fault::refuse(
+                    libc::EINVAL,
+                    format!("queue {index}: {name} ring at {address:#x}: not {align}-aligned"),
+                ));
+            }
+        }
+        let before = self.vrings[index].addresses;
+        let same = before.is_some_and(|before| {
+            (before.descriptor, before.available, before.used)
+                == (addr.descriptor, addr.available, addr.used)
+        });
+        if !same {
+            self.refuse_started(index, "addresses")?;
+        }
+        self.check_areas(index, &addr)?;
+        self.vrings[index].addresses = Some(addr);
+        Ok(Answer::Done)
+    }
+
+    /// The rings lie in guest memory, in full length, as far as size and memory are known by now.
+    fn check_areas(&self, index: usize, addr: &VringAddr) -> Result<(), Fault> {
+        let table = self.shared.table.current();
+        let size = self.vrings[index].size;
+        if table.is_empty() || size == 0 {
+            return Ok(());
+        }
+        let layout = SplitLayout::new(size, self.features & EVENT_IDX != 0);
+        for (name, address, len) in [
+            ("descriptor", addr.descriptor, layout.desc),
+            ("available", addr.available, layout.avail),
+            ("used", addr.used, layout.used),
+        ] {
+            if table.translate_user(address, len as u64).is_none() {
+                return Err(Fault::refuse(
+                    libc::EFAULT,
+                    format!(
+                        "queue {index}: {name} ring at {address:#x}, {len} bytes: not in one region"
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    // ---- descriptors ------------------------------------------------------------------------------------
+
+    /// The index, and the descriptor unless the message says that there is none.
+    fn vring_fd(&self, message: &mut Message) -> Result<(usize, Option<std::os::fd::OwnedFd>), Fault> {
+        let VringFd { index, nofd } = VringFd::decode(&message.body)?;
+        let index = self.check_index(index)?;
+        // The table of requests has made sure that there is one exactly when there must be.
+        Ok((index, if nofd { None } else { message.fds.pop() }))
+    }
+
+    pub(super) fn set_vring_kick(&mut self, message: &mut Message) -> Handled {
+        let (index, fd) = self.vring_fd(message)?;
+        let source = match fd {
+            Some(fd) => KickSource::from_fd(fd),
+            None => KickSource::timer(),
+        }
+        .map_err(|e| descriptor_error(index, "kick", e))?;
+        if self.vrings[index].is_started() {
+            // Through the owner, so that the old watch is removed before its descriptor is closed.
+            self.take_back(index, StopReason::Reconfigured)?;
+            self.vrings[index].kick = Some(Arc::new(source));
+            self.change_kick(index)?;
+            return Ok(Answer::Done);
+        }
+        let after_event = self.shared.stream.newest();
+        let vring = &mut self.vrings[index];
+        vring.kick = Some(Arc::new(source));
+        vring.prepared = false;
+        vring.after_event = after_event;
+        self.used_since_owner = true;
+        Ok(Answer::Done)
+    }
+
+    fn change_kick(&mut self, index: usize) -> Result<(), Fault> {
+        if self.vrings[index].prepared
+            && let Some(setup) = self.setup(index)
+        {
+            self.queue(index)?.prepare(setup, None);
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_vring_call(&mut self, message: &mut Message) -> Handled {
+        let (index, fd) = self.vring_fd(message)?;
+        let queue = self.queue(index)?;
+        self.set_signal(index, "call", &queue.call, fd)?;
+        if self.vrings[index].is_started() {
+            // A completion may have signalled the old descriptor just now, which nobody reads any more.
+            let _ = queue.call.signal();
+        }
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn set_vring_err(&mut self, message: &mut Message) -> Handled {
+        let (index, fd) = self.vring_fd(message)?;
+        let queue = self.queue(index)?;
+        self.set_signal(index, "err", &queue.err, fd)?;
+        Ok(Answer::Done)
+    }
+
+    fn set_signal(
+        &self,
+        index: usize,
+        name: &str,
+        signal: &SignalFd,
+        fd: Option<std::os::fd::OwnedFd>,
+    ) -> Result<(), Fault> {
+        match fd {
+            Some(fd) => signal.set(fd).map_err(|e| descriptor_error(index, name, e)),
+            None => {
+                signal.clear(self.shared.internal.as_fd());
+                Ok(())
+            }
+        }
+    }
+
+    // ---- starting and stopping --------------------------------------------------------------------------
+
+    pub(super) fn set_vring_enable(&mut self, message: &mut Message) -> Handled {
+        let VringState { index, num } = VringState::decode(&message.body)?;
+        let index = self.check_index(index)?;
+        if self.features & F_PROTOCOL_FEATURES == 0 {
+            return Err(Fault::refuse(
+                libc::EINVAL,
+                format!("queue {index}: enable without the protocol features bit"),
+            ));
+        }
+        if num > 1 {
+            return Err(Fault::refuse(libc::EINVAL, format!("queue {index}: enable {num}")));
+        }
+        let queue = self.queue(index)?;
+        queue.set_enabled(num == 1);
+        if num == 0 && !self.shared.config.run_disabled_queues && self.vrings[index].is_started() {
+            self.take_back(index, StopReason::Disabled)?;
+        }
+        Ok(Answer::Done)
+    }
+
+    /// What the owner needs to know about a ring; `None` until size, addresses and kick are known.
+    fn setup(&self, index: usize) -> Option<Setup> {
+        let vring = &self.vrings[index];
+        let (addresses, kick) = (vring.addresses?, vring.kick.clone()?);
+        (vring.size != 0).then_some(Setup {
+            incarnation: 0,
+            size: vring.size,
+            desc: addresses.descriptor,
+            avail: addresses.available,
+            used: addresses.used,
+            features: SplitFeatures {
+                indirect: self.features & INDIRECT_DESC != 0,
+                event_idx: self.features & EVENT_IDX != 0,
+            },
+            kick,
+        })
+    }
+
+    /// Prepares a ring for its first offer. False while something is missing: nothing touches a ring until
+    /// its size, addresses, memory and kick are all there.
+    pub(super) fn prepare(&mut self, index: usize) -> bool {
+        if self.vrings[index].prepared {
+            return true;
+        }
+        let (Some(setup), Some(queue)) = (self.setup(index), self.shared.queue(index as u32)) else {
+            return false;
+        };
+        if resolve(&setup, &self.shared.table.current(), index as u32).is_err() {
+            return false;
+        }
+        queue.prepare(setup, Some(self.vrings[index].base));
+        self.vrings[index].prepared = true;
+        true
+    }
+
+    pub(super) fn get_vring_base(&mut self, message: &mut Message) -> Handled {
+        let VringState { index, .. } = VringState::decode(&message.body)?;
+        let at = self.check_index(index)?;
+        if self.vrings[at].is_started() {
+            self.stop_rings(&[at], StopReason::VringBase)?;
+        }
+        let reply = VringState {
+            index,
+            num: u32::from(self.vrings[at].base),
+        };
+        Ok(Answer::Reply(reply.encode()))
+    }
+
+    /// Stops started rings: takes them back, waits for what each has in flight, and remembers where each
+    /// stands. Other rings go on.
+    pub(super) fn stop_rings(&mut self, indexes: &[usize], reason: StopReason) -> Result<(), End> {
+        let mut queues = Vec::with_capacity(indexes.len());
+        for &index in indexes {
+            // From here on it is not offered again.
+            self.vrings[index].kick = None;
+            if let Some(queue) = self.shared.queue(index as u32) {
+                self.recall(&queue, reason);
+                queue.gate.close();
+                queues.push((index, queue));
+            }
+        }
+        self.wait_until(|_| {
+            queues.iter().all(|(_, queue)| {
+                queue.owner.load().state == State::Internal && queue.gate.is_idle()
+            })
+        })?;
+        for (index, queue) in queues {
+            queue.retire();
+            let vring = &mut self.vrings[index];
+            if vring.prepared {
+                vring.base = queue.last_avail();
+                vring.prepared = false;
+                self.shared.stream.push(Event::QueueStopped {
+                    index: index as u32,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn descriptor_error(index: usize, name: &str, errno: Errno) -> Fault {
+    Fault::Refuse(Error::new(
+        errno as i32,
+        format!("queue {index}: {name} descriptor: {}", errno.desc()),
+    ))
+}

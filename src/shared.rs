@@ -1,0 +1,264 @@
+//! What the threads of one server share: its configuration, its device and its state.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::callback;
+use crate::config_space::ConfigSpace;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::log::Logger;
+use crate::memory::TableCell;
+use crate::server::lifecycle::Lifecycle;
+use crate::stats::ServerCounters;
+use crate::stream::Stream;
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::virtqueue::Queue;
+use crate::virtqueue::inflight::Gate;
+
+/// What [`ServerBuilder`](crate::ServerBuilder) collected; never changes afterwards.
+pub(crate) struct Config {
+    pub(crate) name: String,
+    /// Virtio features offered to the driver.
+    pub(crate) features: u64,
+    pub(crate) num_queues: u32,
+    pub(crate) max_queue_size: u16,
+    pub(crate) elem_priv_size: u32,
+    pub(crate) stage_max: usize,
+    /// `None`: no limit.
+    pub(crate) drain_timeout: Option<std::time::Duration>,
+    pub(crate) disconnect_on_broken_ring: bool,
+    pub(crate) run_disabled_queues: bool,
+    pub(crate) require_sealed_memory: bool,
+    pub(crate) wake: Option<Box<dyn Fn() + Send + Sync>>,
+}
+
+/// An eventfd that wakes a thread which polls it.
+#[derive(Debug)]
+pub(crate) struct Doorbell(EventFd);
+
+impl Doorbell {
+    pub(crate) fn new() -> Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Ok(Doorbell(EventFd::from_flags(flags)?))
+    }
+
+    /// Any thread; async-signal-safe.
+    pub(crate) fn ring(&self) {
+        // A full counter is a doorbell that rings already.
+        let _ = self.0.write(1);
+    }
+
+    pub(crate) fn silence(&self) {
+        let _ = self.0.read();
+    }
+}
+
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) logger: Logger,
+    device: Box<dyn Device>,
+    /// Set when the server is freed: no callback after it.
+    destroyed: AtomicBool,
+    /// A callback panicked.
+    poisoned: AtomicBool,
+    pub(crate) table: TableCell,
+    /// Wakes the internal thread.
+    pub(crate) internal: Doorbell,
+    queues: Mutex<Vec<Arc<Queue>>>,
+    /// Queues that a drain time-out cut off. A program may still hold their pointers, so they stay until the
+    /// server is freed.
+    retired: Mutex<Vec<Arc<Queue>>>,
+    pub(crate) stream: Stream,
+    /// Work of the whole device that the library cannot see.
+    pub(crate) gate: Gate,
+    acked_features: AtomicU64,
+    pub(crate) config_space: Mutex<ConfigSpace>,
+    /// The config space changed and the front-end has not been told.
+    config_changed: AtomicBool,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) counters: ServerCounters,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: Config,
+        logger: Logger,
+        config_space: ConfigSpace,
+        device: Box<dyn Device>,
+        internal: Doorbell,
+    ) -> Arc<Self> {
+        let shared = Arc::new(Shared {
+            config,
+            logger,
+            device,
+            destroyed: AtomicBool::new(false),
+            poisoned: AtomicBool::new(false),
+            table: TableCell::new(),
+            internal,
+            queues: Mutex::new(Vec::new()),
+            retired: Mutex::new(Vec::new()),
+            stream: Stream::new(),
+            gate: Gate::new(),
+            acked_features: AtomicU64::new(0),
+            config_space: Mutex::new(config_space),
+            config_changed: AtomicBool::new(false),
+            lifecycle: Lifecycle::new(),
+            counters: ServerCounters::default(),
+        });
+        let queues = (0..shared.config.num_queues)
+            .map(|index| Queue::new(index, shared.clone()))
+            .collect();
+        *shared.queues.lock() = queues;
+        shared
+    }
+
+    /// Identifies the server among the callbacks on a stack.
+    pub(crate) fn id(&self) -> usize {
+        std::ptr::from_ref(self) as usize
+    }
+
+    // ---- the device -------------------------------------------------------------------------------------
+
+    /// Runs a callback. `None` if the device is gone or poisoned, or panicked just now.
+    pub(crate) fn call<R>(&self, f: impl FnOnce(&dyn Device) -> R) -> Option<R> {
+        if self.is_poisoned() || self.destroyed.load(Ordering::Acquire) {
+            return None;
+        }
+        let result = callback::run(self.id(), || f(&*self.device));
+        if result.is_none() {
+            self.poison();
+        }
+        result
+    }
+
+    fn poison(&self) {
+        self.poisoned.store(true, Ordering::Release);
+        self.logger.error(format_args!(
+            "a callback of the device panicked; the server can only be stopped and freed"
+        ));
+        self.internal.ring();
+    }
+
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn check_poison(&self) -> Result<()> {
+        if self.is_poisoned() {
+            return Err(Error::new(libc::ENOTRECOVERABLE, "a callback of the device panicked"));
+        }
+        Ok(())
+    }
+
+    /// The server is being freed: tells the device, once, and lets go of the queues.
+    pub(crate) fn destroy(&self) {
+        if self.destroyed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        callback::run(self.id(), || self.device.destroy());
+        let queues = std::mem::take(&mut *self.queues.lock());
+        let retired = std::mem::take(&mut *self.retired.lock());
+        drop((queues, retired));
+    }
+
+    // ---- queues -----------------------------------------------------------------------------------------
+
+    pub(crate) fn queue(&self, index: u32) -> Option<Arc<Queue>> {
+        self.queues.lock().get(index as usize).cloned()
+    }
+
+    /// A copy of the list, so that no lock is held while something is done with each.
+    pub(crate) fn queues(&self) -> Vec<Arc<Queue>> {
+        self.queues.lock().clone()
+    }
+
+    /// Cuts a queue off after a drain time-out; a new one takes its place. Its target moves along.
+    pub(crate) fn replace_queue(self: &Arc<Self>, orphan: &Arc<Queue>) -> Option<Arc<Queue>> {
+        let fresh = Queue::new(orphan.index, self.clone());
+        fresh.set_data(orphan.data());
+        let mut queues = self.queues.lock();
+        let place = queues.get_mut(orphan.index as usize)?;
+        if !Arc::ptr_eq(place, orphan) {
+            return None;
+        }
+        self.retired.lock().push(std::mem::replace(place, fresh.clone()));
+        Some(fresh)
+    }
+
+    // ---- quiescence -------------------------------------------------------------------------------------
+
+    /// No context holds anything of this server or is offered anything.
+    pub(crate) fn is_quiesced(&self) -> bool {
+        use crate::context::owner::State;
+        self.stream.owner.load().state == State::Internal
+            && self
+                .queues
+                .lock()
+                .iter()
+                .all(|queue| queue.owner.load().state == State::Internal)
+    }
+
+    pub(crate) fn has_inflight(&self) -> bool {
+        !self.gate.is_idle() || self.queues.lock().iter().any(|queue| queue.has_inflight())
+    }
+
+    /// Something that somebody may wait for has become zero.
+    pub(crate) fn became_idle(&self) {
+        self.internal.ring();
+        self.wake();
+    }
+
+    /// The application's own wake-up; any thread.
+    pub(crate) fn wake(&self) {
+        if let Some(wake) = &self.config.wake
+            && !self.destroyed.load(Ordering::Acquire)
+        {
+            wake();
+        }
+    }
+
+    /// A queue or the stream was handed back.
+    pub(crate) fn handed_back(&self) {
+        self.internal.ring();
+        if self.stream.owner.load().target.is_none() && self.is_quiesced() {
+            self.wake();
+        }
+    }
+
+    // ---- features and config space ----------------------------------------------------------------------
+
+    pub(crate) fn acked_features(&self) -> u64 {
+        self.acked_features.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_acked_features(&self, features: u64) {
+        self.acked_features.store(features, Ordering::Release);
+    }
+
+    /// The application changes the config space; the internal thread tells the front-end.
+    pub(crate) fn change_config(&self, offset: u32, bytes: &[u8]) -> Result<()> {
+        if self.config_space.lock().set(offset, bytes)? {
+            self.config_changed.store(true, Ordering::Release);
+            self.internal.ring();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn take_config_changed(&self) -> bool {
+        self.config_changed.swap(false, Ordering::AcqRel)
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "server {}", self.config.name)
+    }
+}

@@ -1,0 +1,108 @@
+//! Where a queue's kicks come from: the front-end's descriptor, or a timer for a ring without one.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+
+use super::signal::set_nonblocking;
+
+/// How often a ring is looked at whose front-end gave no kick descriptor (the specification's "no FD" bit).
+/// Any loop can watch a timer, so such a ring works in every kind of context.
+const POLL_INTERVAL: Duration = Duration::from_micros(250);
+
+#[derive(Debug)]
+pub(crate) struct KickSource(OwnedFd);
+
+/// What a read of the kick descriptor said.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Drained {
+    /// Signalled, or a spurious wake-up: look at the ring.
+    Ok,
+    /// It will never signal again.
+    Gone,
+    Failed(Errno),
+}
+
+impl KickSource {
+    /// A descriptor that epoll accepts, made non-blocking.
+    pub(crate) fn from_fd(fd: OwnedFd) -> Result<Self, Errno> {
+        set_nonblocking(fd.as_fd())?;
+        // A loop of the application is never asked to watch what cannot be watched.
+        let probe = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        probe.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        Ok(KickSource(fd))
+    }
+
+    pub(crate) fn timer() -> Result<Self, Errno> {
+        let timer = TimerFd::new(
+            ClockId::CLOCK_MONOTONIC,
+            TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
+        )?;
+        timer.set(
+            Expiration::Interval(TimeSpec::from_duration(POLL_INTERVAL)),
+            TimerSetTimeFlags::empty(),
+        )?;
+        Ok(KickSource(OwnedFd::from(timer)))
+    }
+
+    pub(crate) fn raw(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    /// Takes the signal off. One bounded read: what is left makes the loop call again.
+    pub(crate) fn drain(&self) -> Drained {
+        let mut buffer = [0u8; 512];
+        match nix::unistd::read(&self.0, &mut buffer) {
+            Ok(0) => Drained::Gone,
+            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => Drained::Ok,
+            Err(errno) => Drained::Failed(errno),
+        }
+    }
+
+    /// Something is there to drain; does not block.
+    pub(crate) fn is_ready(&self) -> bool {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(n) if n > 0)
+    }
+}
+
+impl AsFd for KickSource {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_epoll_refuses_is_refused() {
+        let file = std::fs::File::open("/proc/self/status").unwrap();
+        let regular = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
+        drop(file);
+        assert_eq!(KickSource::from_fd(regular.into()).err(), Some(Errno::EPERM));
+    }
+
+    #[test]
+    fn a_pipe_without_writer_is_gone() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let source = KickSource::from_fd(reader).unwrap();
+        assert_eq!(source.drain(), Drained::Ok, "empty is spurious, not an error");
+        drop(writer);
+        assert_eq!(source.drain(), Drained::Gone);
+    }
+
+    #[test]
+    fn a_timer_signals_by_itself() {
+        let timer = KickSource::timer().unwrap();
+        let mut fds = [PollFd::new(timer.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::from(5000u16)), Ok(1));
+        assert_eq!(timer.drain(), Drained::Ok);
+    }
+}

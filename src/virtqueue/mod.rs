@@ -1,0 +1,47 @@
+//! Virtqueues: the rings, what is popped from them, and who may touch them when.
+//!
+//! * [`vq`] the queue: what its owner, the internal thread and everybody else do with it
+//! * [`element`] what the application holds of a descriptor chain, and how it is completed
+//! * [`split`], [`used`] the two sides of a split ring; [`slot`] where elements live; [`notify`] the fences
+//! * [`inflight`] counting and draining; [`kick`], [`signal`] the descriptors
+
+#[cfg(not(loom))]
+pub(crate) mod areas;
+#[cfg(not(loom))]
+mod arena;
+#[cfg(not(loom))]
+mod chain;
+#[cfg(not(loom))]
+mod element;
+pub(crate) mod inflight;
+#[cfg(not(loom))]
+pub(crate) mod kick;
+pub(crate) mod notify;
+#[cfg(not(loom))]
+mod publication;
+#[cfg(not(loom))]
+mod ring_error;
+#[cfg(not(loom))]
+pub(crate) mod signal;
+#[cfg(not(loom))]
+pub(crate) mod slot;
+#[cfg(not(loom))]
+pub(crate) mod split;
+#[cfg(not(loom))]
+mod stats;
+#[cfg(not(loom))]
+pub(crate) mod used;
+#[cfg(not(loom))]
+pub(crate) mod vq;
+
+#[cfg(not(loom))]
+pub use element::{Element, GuestSlice};
+#[cfg(not(loom))]
+pub use stats::VqStats;
+#[cfg(not(loom))]
+pub use vq::Virtqueue;
+#[cfg(not(loom))]
+pub(crate) use {
+    element::{complete, dropped, read_out, write_in},
+    vq::{Look, Queue, Setup},
+};

@@ -1,0 +1,332 @@
+//! The available side of a split ring: what the owner of the queue pops from.
+
+use super::areas::SplitAreas;
+use super::chain::{Rules, Surroundings};
+use super::notify;
+use super::ring_error::RingError;
+use super::slot::{NoSlot, Slot, SlotPool, Stamp, state};
+use crate::memory::{Cursor, Hint, RegionTable, Translate};
+use crate::sync::Ordering;
+
+/// The device wants no kicks (flags of the used ring; without `EVENT_IDX` only).
+const NO_NOTIFY: u16 = 1;
+
+/// How many heads are read, and their descriptors asked for, before the first of them is walked.
+const ROUND: usize = 32;
+
+/// Negotiated features that change how the ring is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SplitFeatures {
+    pub(crate) indirect: bool,
+    pub(crate) event_idx: bool,
+}
+
+/// The elements given to [`SplitRing::unpop`] are not the newest ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotNewest;
+
+/// The owner's private state of a split ring.
+pub(crate) struct SplitRing {
+    areas: SplitAreas,
+    event_idx: bool,
+    indirect: bool,
+    /// For indirect tables that cannot be read in place.
+    copy: Vec<[u64; 2]>,
+    hint: Hint,
+    /// Chains popped, counted from the first position: the low 16 bits are the next position to pop.
+    popped: u64,
+    /// The available index up to which pop may go: loaded and checked.
+    bound: u16,
+    /// The available index as it was loaded last, by whomever.
+    seen: u16,
+    /// Whether `NO_NOTIFY` is set.
+    quiet: bool,
+    /// What broke the ring.
+    broken: Option<RingError>,
+}
+
+impl SplitRing {
+    /// The available side, to continue at position `last_avail`.
+    pub(crate) fn new(areas: SplitAreas, features: SplitFeatures, last_avail: u16) -> SplitRing {
+        SplitRing {
+            areas,
+            event_idx: features.event_idx,
+            indirect: features.indirect,
+            copy: Vec::new(),
+            hint: Hint::default(),
+            popped: last_avail.into(),
+            bound: last_avail,
+            seen: last_avail,
+            quiet: false,
+            broken: None,
+        }
+    }
+
+    /// The position of the next chain.
+    #[inline(always)]
+    pub(crate) fn last_avail(&self) -> u16 {
+        self.popped as u16
+    }
+
+    /// The available index as it was loaded last.
+    pub(crate) fn avail_seen(&self) -> u16 {
+        self.seen
+    }
+
+    pub(crate) fn size(&self) -> u16 {
+        self.areas.size()
+    }
+
+    /// Whether there is a chain that was not popped: one relaxed load.
+    #[inline]
+    pub(crate) fn has_available(&self) -> bool {
+        self.peek() != self.last_avail()
+    }
+
+    /// Whether there is a chain that no load has seen yet: one relaxed load.
+    #[inline]
+    pub(crate) fn has_new(&self) -> bool {
+        self.peek() != self.seen
+    }
+
+    #[inline(always)]
+    fn peek(&self) -> u16 {
+        // Relaxed: a hint; pop loads again.
+        u16::from_le(self.areas.avail_index().load(Ordering::Relaxed))
+    }
+
+    /// Pops up to `out.len()` chains.
+    ///
+    /// # Errors
+    /// The first chain cannot be popped; chains before a bad one are returned first. [`RingError::Unmapped`] is not
+    /// remembered and consumes nothing, so that it can be tried again with a newer table; every other error stays.
+    #[inline(never)]
+    pub(crate) fn pop(
+        &mut self,
+        table: &RegionTable,
+        pool: &mut SlotPool,
+        stamp: Stamp,
+        out: &mut [*mut Slot],
+    ) -> Result<usize, RingError> {
+        let cursor = Cursor::new(table, self.hint);
+        self.pop_with(cursor, pool, stamp, out)
+    }
+
+    #[inline(always)]
+    fn pop_with<T: Translate>(
+        &mut self,
+        mut translate: T,
+        pool: &mut SlotPool,
+        stamp: Stamp,
+        out: &mut [*mut Slot],
+    ) -> Result<usize, RingError> {
+        let ready = self.available(out.len())?;
+        if ready == 0 {
+            return Ok(0);
+        }
+        let count = match pool.gather(ready, stamp) {
+            Ok(count) => count,
+            Err(why) => return self.fail(no_slot(why, self.areas.size()), 0),
+        };
+        let mut done = 0;
+        while done < count {
+            let round = &mut out[done..count.min(done + ROUND)];
+            let result = self.pop_round(&mut translate, pool, stamp, round);
+            self.hint = translate.hint();
+            let (popped, failed) = match result {
+                Ok(popped) => (popped, None),
+                Err((popped, error)) => (popped, Some(error)),
+            };
+            self.popped += popped as u64;
+            pool.take(popped);
+            done += popped;
+            if let Some(error) = failed {
+                pool.clean_next();
+                return self.fail(error, done);
+            }
+        }
+        Ok(done)
+    }
+
+    /// Pops chains that are in one piece in the available ring, into slots that are gathered. On failure, says how many
+    /// came before.
+    #[inline(always)]
+    fn pop_round<T: Translate>(
+        &mut self,
+        translate: &mut T,
+        pool: &mut SlotPool,
+        stamp: Stamp,
+        out: &mut [*mut Slot],
+    ) -> Result<usize, (usize, RingError)> {
+        let areas = self.areas;
+        // Each head is read once; its descriptor is on the way when its turn comes.
+        let mut heads = [0; ROUND];
+        let in_ring = areas.avail_heads(self.last_avail());
+        let count = out.len().min(in_ring.len()).min(ROUND);
+        for (head, word) in heads.iter_mut().zip(&in_ring[..count]) {
+            *head = u16::from_le(word.load(Ordering::Relaxed));
+            areas.prefetch_desc(*head);
+        }
+        let (busy, free) = (pool.busy(), pool.gathered());
+        let rules = Rules { areas, indirect: self.indirect };
+        let mut around = Surroundings { arena: &mut pool.arena, copy: &mut self.copy };
+        for (index, (&head, out)) in heads[..count].iter().zip(out).enumerate() {
+            let seq = self.popped + index as u64;
+            // SAFETY: a head below the ring's size has a mark; the pool has gathered as many free slots as `out` has
+            // room for, and a free slot has no block.
+            unsafe {
+                if head >= areas.size() || (*busy.add(head.into())).load(Ordering::Relaxed) != 0 {
+                    return Err((index, bad_head(head, seq as u16, areas.size())));
+                }
+                let slot = *free.sub(index + 1);
+                if let Err(error) = rules.walk(translate, &mut around, slot, head) {
+                    return Err((index, error));
+                }
+                (*busy.add(head.into())).store(1, Ordering::Relaxed);
+                (*slot).set_popped(head, seq);
+                stamp.apply(slot);
+                *out = slot;
+            }
+        }
+        Ok(count)
+    }
+
+    /// How many chains can be popped, `wanted` at most.
+    #[inline(always)]
+    fn available(&mut self, wanted: usize) -> Result<usize, RingError> {
+        let mut ready = self.bound.wrapping_sub(self.last_avail());
+        if usize::from(ready) < wanted {
+            ready = self.fetch()?;
+        }
+        Ok(wanted.min(ready.into()))
+    }
+
+    /// Loads the available index and returns how many chains there are.
+    ///
+    /// # Errors
+    /// The ring is broken, or the index is nonsense and no chain is left from before.
+    #[inline]
+    pub(crate) fn fetch(&mut self) -> Result<u16, RingError> {
+        if self.broken.is_some() {
+            return self.leftover();
+        }
+        // Acquire: pairs with the driver's release of the index; the ring entries and descriptors come after.
+        let index = u16::from_le(self.areas.avail_index().load(Ordering::Acquire));
+        self.seen = index;
+        let ready = index.wrapping_sub(self.last_avail());
+        if ready > self.areas.size() {
+            return self.bad_index(index);
+        }
+        self.bound = index;
+        Ok(ready)
+    }
+
+    /// Puts the newest elements back, as if they had not been popped: `slots` in the order of their pop.
+    ///
+    /// # Errors
+    /// They are not exactly the newest ones, or one of them is not live; nothing has changed.
+    ///
+    /// # Safety
+    /// Each was popped from this ring with this pool and is not used afterwards.
+    pub(crate) unsafe fn unpop(
+        &mut self,
+        pool: &mut SlotPool,
+        slots: &[*mut Slot],
+    ) -> Result<(), NotNewest> {
+        let first = self
+            .popped
+            .checked_sub(slots.len() as u64)
+            .ok_or(NotNewest)?;
+        for (expected, &slot) in (first..).zip(slots) {
+            // SAFETY: the caller's promise.
+            let (seq, state) = unsafe { ((*slot).seq(), (*slot).state()) };
+            if seq != expected & Slot::SEQ_MASK || state != state::LIVE {
+                return Err(NotNewest);
+            }
+        }
+        for &slot in slots.iter().rev() {
+            // SAFETY: the caller's promise; their numbers differ, so each occurs once.
+            unsafe { pool.release(slot) };
+        }
+        self.popped = first;
+        Ok(())
+    }
+
+    /// Asks the driver not to kick.
+    #[inline]
+    pub(crate) fn disable_notifications(&mut self) {
+        // With EVENT_IDX the event stays where it is: the driver has passed it, and passes it again after 65536 chains.
+        if !self.event_idx && !self.quiet {
+            self.quiet = true;
+            // Relaxed: a kick too many does no harm.
+            self.areas
+                .used_flags()
+                .store(NO_NOTIFY.to_le(), Ordering::Relaxed);
+        }
+    }
+
+    /// Asks the driver to kick for the next chain. True: there are chains already that no load has seen.
+    #[inline]
+    pub(crate) fn rearm(&mut self) -> bool {
+        let areas = self.areas;
+        let index = if self.event_idx {
+            notify::store_then_load(areas.avail_event(), self.seen, areas.avail_index())
+        } else {
+            self.quiet = false;
+            notify::store_then_load(areas.used_flags(), 0, areas.avail_index())
+        };
+        let new = index != self.seen;
+        self.seen = index;
+        new
+    }
+
+    /// A chain failed after `done` good ones.
+    #[cold]
+    #[inline(never)]
+    fn fail(&mut self, error: RingError, done: usize) -> Result<usize, RingError> {
+        if !error.is_unmapped() {
+            // From here on nothing is available but the error.
+            self.bound = self.last_avail();
+            self.broken = Some(error.clone());
+        }
+        if done > 0 { Ok(done) } else { Err(error) }
+    }
+
+    #[cold]
+    fn bad_index(&mut self, index: u16) -> Result<u16, RingError> {
+        let last = self.last_avail();
+        let error = RingError::AvailIndex {
+            index,
+            last,
+            size: self.areas.size(),
+        };
+        self.broken = Some(error);
+        self.leftover()
+    }
+
+    /// What a broken ring still has: the chains found good before, then the error.
+    #[cold]
+    fn leftover(&self) -> Result<u16, RingError> {
+        match (self.bound.wrapping_sub(self.last_avail()), &self.broken) {
+            (0, Some(error)) => Err(error.clone()),
+            (ready, _) => Ok(ready),
+        }
+    }
+}
+
+#[cold]
+fn bad_head(head: u16, position: u16, size: u16) -> RingError {
+    if head >= size {
+        RingError::Head { head, position, size }
+    } else {
+        RingError::HeadBusy { head, position }
+    }
+}
+
+#[cold]
+fn no_slot(why: NoSlot, size: u16) -> RingError {
+    match why {
+        NoSlot::AllOutstanding => RingError::Outstanding { size },
+        NoSlot::NoMemory => RingError::NoMemory,
+    }
+}

@@ -1,0 +1,107 @@
+//! The used side of a split ring: returned chains, the used index, and the decision to interrupt.
+//!
+//! It lives under the queue's publication lock. Nothing the guest writes into the used ring is ever read back.
+
+use super::areas::SplitAreas;
+use super::notify;
+use crate::sync::{AtomicU32, Ordering};
+
+/// The driver wants no interrupts (flags of the available ring; without `EVENT_IDX` only).
+const NO_INTERRUPT: u16 = 1;
+
+/// One returned chain. One word, so that it is stored and loaded in one piece: a wide load after two narrow stores would
+/// have to wait for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct UsedElem(u64);
+
+impl UsedElem {
+    /// The chain at `head`, into which the device wrote `len` bytes.
+    #[inline(always)]
+    pub(crate) fn new(head: u16, len: u32) -> UsedElem {
+        UsedElem(u64::from(head) | u64::from(len) << 32)
+    }
+
+    /// The chain's head.
+    pub(crate) fn head(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// Bytes the device wrote.
+    pub(crate) fn len(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// Where the next returned chain goes, and what the driver has been told.
+#[derive(Debug)]
+pub(crate) struct UsedRing {
+    areas: SplitAreas,
+    event_idx: bool,
+    next: u16,
+    /// Whether an interrupt has been decided upon since the start. Before that, what the driver was told last is
+    /// unknown, and the first publication interrupts.
+    decided: bool,
+}
+
+impl UsedRing {
+    /// The used side, to continue at index `next`.
+    pub(crate) fn new(areas: SplitAreas, event_idx: bool, next: u16) -> UsedRing {
+        UsedRing {
+            areas,
+            event_idx,
+            next,
+            decided: false,
+        }
+    }
+
+    /// The used index in guest memory: where a ring that starts goes on.
+    pub(crate) fn read_index(areas: SplitAreas) -> u16 {
+        // Relaxed: nothing else is read by it; only this back-end ever wrote it.
+        u16::from_le(areas.used_index().load(Ordering::Relaxed))
+    }
+
+    /// The index of the next entry.
+    pub(crate) fn next_index(&self) -> u16 {
+        self.next
+    }
+
+    /// Returns the chains to the driver, at most as many as the ring has entries. Says whether to interrupt.
+    #[inline(never)]
+    pub(crate) fn publish(&mut self, batch: &[UsedElem]) -> bool {
+        // More would be a fault of this library; the ring's bounds hold all the same.
+        debug_assert!(batch.len() <= usize::from(self.areas.size()));
+        let batch = &batch[..batch.len().min(self.areas.size().into())];
+        if batch.is_empty() {
+            return false;
+        }
+        let old = self.next;
+        let to_end = self.areas.used_entries(old);
+        let (here, wrapped) = batch.split_at(batch.len().min(to_end.len()));
+        write(to_end, here);
+        write(self.areas.used_entries(0), wrapped);
+        self.next = old.wrapping_add(batch.len() as u16);
+        self.announce(old)
+    }
+
+    /// Moves the index from `old` to `next` and looks whether the driver waits for that.
+    #[inline(always)]
+    fn announce(&mut self, old: u16) -> bool {
+        let areas = self.areas;
+        if !self.event_idx {
+            let flags = notify::store_then_load(areas.used_index(), self.next, areas.avail_flags());
+            return flags & NO_INTERRUPT == 0;
+        }
+        let event = notify::store_then_load(areas.used_index(), self.next, areas.used_event());
+        let first = !std::mem::replace(&mut self.decided, true);
+        first || notify::passes(event, self.next, old)
+    }
+}
+
+#[inline(always)]
+fn write(entries: &[[AtomicU32; 2]], batch: &[UsedElem]) {
+    for ([id, len], elem) in entries.iter().zip(batch) {
+        // Relaxed: the release of the index makes the entry visible.
+        id.store((elem.0 as u32).to_le(), Ordering::Relaxed);
+        len.store(elem.len().to_le(), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,41 @@
+//! A simulated vhost-user front-end with split-ring drivers.
+//!
+//! It shares no code with the library under test: it speaks bytes over a UNIX
+//! socket and writes descriptors into memory that it maps itself, so it can
+//! say things that no well-behaved front-end or driver would say.
+//!
+//! From the bottom up: [`wire`] and [`socket`] are the message format and its
+//! transport, [`Frontend`] the requests, [`GuestMemory`] the guest's RAM,
+//! [`SplitDriver`] the driver's side of one virtqueue, [`Session`] all of it
+//! negotiated and running. Everything below `Session` returns errors;
+//! `Session` and [`echo`] panic with context, as a test wants.
+//!
+//! An integration test includes it with `#[path = "sim/mod.rs"] mod sim;`.
+
+// Every test binary compiles all of this and uses a part of it.
+#![allow(dead_code, unused_imports)]
+
+pub mod backend_channel;
+pub mod deadline;
+pub mod driver;
+pub mod echo;
+pub mod error;
+pub mod eventfd;
+pub mod frontend;
+pub mod memory;
+pub mod process;
+pub mod requests;
+pub mod ring;
+pub mod session;
+pub mod socket;
+pub mod wire;
+
+pub use backend_channel::{BackendChannel, BackendRequest};
+pub use deadline::{Deadline, HangGuard, eventually};
+pub use driver::{Seg, SplitDriver, Used};
+pub use error::{Error, Result};
+pub use eventfd::EventFd;
+pub use frontend::{Frontend, Reply};
+pub use memory::{GuestMemory, Region, RegionSpec};
+pub use ring::{Desc, RingLayout};
+pub use session::{Session, SessionBuilder};
