@@ -42,17 +42,19 @@ unsafe impl Send for SplitAreas {}
 // SAFETY: as above.
 unsafe impl Sync for SplitAreas {}
 
-/// A descriptor in private memory.
+/// A descriptor in private memory: two words, so that it is handed on in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Desc {
     pub(super) addr: u64,
-    pub(super) len: u32,
-    pub(super) flags: u16,
-    pub(super) next: u16,
+    /// Length, flags and next, from the low bits up.
+    rest: u64,
 }
 
 impl Desc {
     pub(super) const SIZE: usize = 16;
+    pub(super) const NEXT: u64 = 1 << 32;
+    pub(super) const WRITE: u64 = 2 << 32;
+    pub(super) const INDIRECT: u64 = 4 << 32;
 
     /// Reads each byte of the descriptor exactly once.
     ///
@@ -61,22 +63,33 @@ impl Desc {
     #[inline(always)]
     pub(super) unsafe fn read(table: *const u8, index: u16) -> Desc {
         // SAFETY: the caller's promise. Relaxed: the acquiring load of the available index comes before.
-        let (addr, rest) = unsafe {
-            let words = table
-                .add(usize::from(index) * Desc::SIZE)
-                .cast::<AtomicU64>();
-            (
-                (*words).load(Ordering::Relaxed),
-                (*words.add(1)).load(Ordering::Relaxed),
-            )
-        };
-        let rest = u64::from_le(rest);
-        Desc {
-            addr: u64::from_le(addr),
-            len: rest as u32,
-            flags: (rest >> 32) as u16,
-            next: (rest >> 48) as u16,
+        unsafe {
+            let words = table.add(usize::from(index) * Desc::SIZE).cast::<AtomicU64>();
+            Desc {
+                addr: u64::from_le((*words).load(Ordering::Relaxed)),
+                rest: u64::from_le((*words.add(1)).load(Ordering::Relaxed)),
+            }
         }
+    }
+
+    #[inline(always)]
+    pub(super) fn len(self) -> u32 {
+        self.rest as u32
+    }
+
+    #[inline(always)]
+    pub(super) fn next(self) -> u16 {
+        (self.rest >> 48) as u16
+    }
+
+    pub(super) fn flags(self) -> u16 {
+        (self.rest >> 32) as u16
+    }
+
+    /// Which of these flags it has.
+    #[inline(always)]
+    pub(super) fn has(self, flags: u64) -> u64 {
+        self.rest & flags
     }
 }
 

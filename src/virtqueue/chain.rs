@@ -3,7 +3,7 @@
 //! Everything here reads guest memory that changes under the reader's hands: a descriptor is read once, into private
 //! memory, and only that copy is checked and used.
 //!
-//! [`Rules::walk`] knows the plain chain: buffers that are contiguous in the host and few enough for the slot, in the
+//! [`Walker::walk`] knows the plain chain: buffers that are contiguous in the host and few enough for the slot, in the
 //! ring's own table or in one indirect table that can be read in place. It is written for few live values, because it is
 //! the hot path. From the first descriptor that is anything else, the rest of the chain goes to [`Walk`], for good.
 
@@ -15,26 +15,18 @@ use super::ring_error::RingError;
 use super::slot::{INLINE_IOVECS, Slot};
 use crate::memory::{Access, Translate};
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-
-/// What a walk needs beside the chain: borrowed from ring and pool for one pop.
-pub(super) struct Surroundings<'p> {
+/// Walks the chains of one ring during one pop.
+pub(super) struct Walker<'p, T> {
+    pub(super) areas: SplitAreas,
+    /// Whether `INDIRECT_DESC` was negotiated.
+    pub(super) indirect: bool,
+    pub(super) translate: T,
     pub(super) arena: &'p mut Arena,
     /// Where an indirect table goes that cannot be read in place.
     pub(super) copy: &'p mut Vec<[u64; 2]>,
 }
 
-/// What is the same for all chains of a ring.
-#[derive(Clone, Copy)]
-pub(super) struct Rules {
-    pub(super) areas: SplitAreas,
-    /// Whether `INDIRECT_DESC` was negotiated.
-    pub(super) indirect: bool,
-}
-
-impl Rules {
+impl<T: Translate> Walker<'_, T> {
     /// The most buffers of an element, and entries of an indirect table.
     #[inline(always)]
     fn limit(&self) -> u16 {
@@ -46,36 +38,28 @@ impl Rules {
     /// # Safety
     /// `head` is below the ring's size; the slot is of the pool with this arena, free, and has no block.
     #[inline(always)]
-    pub(super) unsafe fn walk<T: Translate>(
-        &self,
-        translate: &mut T,
-        around: &mut Surroundings<'_>,
-        slot: *mut Slot,
-        head: u16,
-    ) -> Result<(), RingError> {
+    pub(super) unsafe fn walk(&mut self, slot: *mut Slot, head: u16) -> Result<(), RingError> {
         // SAFETY: head < size.
         let desc = unsafe { Desc::read(self.areas.desc_table(), head) };
-        if desc.flags & (NEXT | INDIRECT) == 0 {
-            let access = if desc.flags & WRITE == 0 { Access::Read } else { Access::Write };
-            if let Some(host) = translate.whole(desc.addr, desc.len.into(), access) {
+        if desc.has(Desc::NEXT | Desc::INDIRECT) == 0 {
+            let access = if desc.has(Desc::WRITE) == 0 { Access::Read } else { Access::Write };
+            if let Some(host) = self.translate.whole(desc.addr, desc.len().into(), access) {
                 // SAFETY: the caller's promise.
-                unsafe { fill_single(slot, buffer(host, desc.len as usize), desc.len, access) };
+                unsafe { fill_single(slot, host, desc.len(), access) };
                 return Ok(());
             }
         }
         // SAFETY: the caller's promise.
-        unsafe { self.walk_plain(translate, around, slot, head, desc) }
+        unsafe { self.walk_plain(slot, head, desc) }
     }
 
     /// The chain that begins with `desc` and has more than one descriptor, most likely.
     ///
     /// # Safety
-    /// As for [`Rules::walk`].
+    /// As for [`Walker::walk`].
     #[inline(never)]
-    unsafe fn walk_plain<T: Translate>(
-        &self,
-        translate: &mut T,
-        around: &mut Surroundings<'_>,
+    unsafe fn walk_plain(
+        &mut self,
         slot: *mut Slot,
         head: u16,
         mut desc: Desc,
@@ -88,55 +72,51 @@ impl Rules {
         // SAFETY: the caller's promise.
         let first = unsafe { Slot::inline(slot) };
         let mut buffers = Buffers { next: first, readable: first, len: 0, out_len: 0 };
-        if desc.flags & INDIRECT != 0 {
-            if let Some(found) = self.table_in_place(&desc, translate) {
+        if desc.has(Desc::INDIRECT) != 0 {
+            if let Some(found) = self.table_in_place(desc) {
                 table = found;
                 // SAFETY: an indirect table has at least one entry.
                 desc = unsafe { Desc::read(table.base, 0) };
             }
         }
         // The device-readable buffers come first, then the device-writable ones.
-        while desc.flags & (WRITE | INDIRECT) == 0
-            && buffers.take(slot, &desc, translate, Access::Read)
+        while desc.has(Desc::WRITE | Desc::INDIRECT) == 0
+            && buffers.take(slot, desc, &mut self.translate, Access::Read)
         {
             buffers.readable = buffers.next;
             buffers.out_len = buffers.len;
-            if desc.flags & NEXT == 0 {
+            if desc.has(Desc::NEXT) == 0 {
                 return buffers.fill(slot, head, &table);
             }
-            desc = table.next(&desc, head)?;
+            desc = table.next(desc, head)?;
         }
-        while desc.flags & (WRITE | INDIRECT) == WRITE
-            && buffers.take(slot, &desc, translate, Access::Write)
+        while desc.has(Desc::WRITE | Desc::INDIRECT) == Desc::WRITE
+            && buffers.take(slot, desc, &mut self.translate, Access::Write)
         {
-            if desc.flags & NEXT == 0 {
+            if desc.has(Desc::NEXT) == 0 {
                 return buffers.fill(slot, head, &table);
             }
-            desc = table.next(&desc, head)?;
+            desc = table.next(desc, head)?;
         }
-        Walk::resume(*self, slot, head, desc, table, buffers).finish(translate, around)
+        Walk::resume(slot, head, desc, table, buffers).finish(self)
     }
 
     /// The indirect table of a chain, if nothing is special about it. The driver's `WRITE` flag on the descriptor that
     /// refers to it has no meaning.
     #[inline(always)]
-    fn table_in_place<T: Translate>(&self, desc: &Desc, translate: &mut T) -> Option<Table> {
-        let entries = desc.len / Desc::SIZE as u32;
+    fn table_in_place(&mut self, desc: Desc) -> Option<Table> {
+        let (len, entries) = (desc.len(), desc.len() / Desc::SIZE as u32);
         let sound = self.indirect
-            && desc.flags & NEXT == 0
-            && desc.len % Desc::SIZE as u32 == 0
+            && desc.has(Desc::NEXT) == 0
+            && len % Desc::SIZE as u32 == 0
             && entries.wrapping_sub(1) < u32::from(self.limit());
         if !sound {
             return None;
         }
-        let base = translate.whole(desc.addr, desc.len.into(), Access::Read)?;
+        let base = self.translate.whole(desc.addr, len.into(), Access::Read)?;
         prefetch(base.wrapping_add(64));
         let aligned = base.addr() % align_of::<u64>() == 0;
-        aligned.then_some(Table {
-            base,
-            entries: entries as u16,
-            indirect: true,
-        })
+        aligned.then_some(Table { base, entries: entries as u16, indirect: true })
     }
 }
 
@@ -145,11 +125,11 @@ impl Rules {
 /// # Safety
 /// `slot` is free and has no block.
 #[inline(always)]
-unsafe fn fill_single(slot: *mut Slot, buffer: iovec, len: u32, access: Access) {
+unsafe fn fill_single(slot: *mut Slot, host: *mut u8, len: u32, access: Access) {
     // SAFETY: the caller's promise; the slot's `out` points to its first buffer.
     unsafe {
         let first = Slot::inline(slot);
-        first.write(buffer);
+        first.write(buffer(host, len as usize));
         let elem = &mut (*slot).elem;
         if access == Access::Read {
             (elem.out_num, elem.in_num) = (1, 0);
@@ -174,12 +154,12 @@ struct Table {
 impl Table {
     /// The descriptor that `desc` names as the next.
     #[inline(always)]
-    fn next(&self, desc: &Desc, head: u16) -> Result<Desc, RingError> {
-        if desc.next >= self.entries {
-            return Err(bad_next(head, desc.next, self.entries));
+    fn next(&self, desc: Desc, head: u16) -> Result<Desc, RingError> {
+        if desc.next() >= self.entries {
+            return Err(bad_next(head, desc.next(), self.entries));
         }
         // SAFETY: next < entries.
-        Ok(unsafe { Desc::read(self.base, desc.next) })
+        Ok(unsafe { Desc::read(self.base, desc.next()) })
     }
 }
 
@@ -201,7 +181,7 @@ impl Buffers {
     fn take<T: Translate>(
         &mut self,
         slot: *mut Slot,
-        desc: &Desc,
+        desc: Desc,
         translate: &mut T,
         access: Access,
     ) -> bool {
@@ -210,15 +190,15 @@ impl Buffers {
         if self.next == end {
             return false;
         }
-        let Some(host) = translate.whole(desc.addr, desc.len.into(), access) else {
+        let Some(host) = translate.whole(desc.addr, desc.len().into(), access) else {
             return false;
         };
         // SAFETY: not the end of the slot's buffers.
         unsafe {
-            self.next.write(buffer(host, desc.len as usize));
+            self.next.write(buffer(host, desc.len() as usize));
             self.next = self.next.add(1);
         }
-        self.len += u64::from(desc.len);
+        self.len += u64::from(desc.len());
         true
     }
 
@@ -255,7 +235,6 @@ impl Buffers {
 
 /// The walk of a chain that has something special; `desc` is read and not taken in yet.
 struct Walk {
-    rules: Rules,
     slot: *mut Slot,
     head: u16,
     desc: Desc,
@@ -272,25 +251,13 @@ struct Walk {
 
 impl Walk {
     /// Takes over from the plain walk.
-    fn resume(
-        rules: Rules,
-        slot: *mut Slot,
-        head: u16,
-        desc: Desc,
-        table: Table,
-        buffers: Buffers,
-    ) -> Walk {
+    fn resume(slot: *mut Slot, head: u16, desc: Desc, table: Table, buffers: Buffers) -> Walk {
         // SAFETY: all point to the slot's buffers, the first one not behind the others.
         let (iovecs, count, readable) = unsafe {
             let first = Slot::inline(slot);
-            (
-                first,
-                distance(first, buffers.next),
-                distance(first, buffers.readable),
-            )
+            (first, distance(first, buffers.next), distance(first, buffers.readable))
         };
         Walk {
-            rules,
             slot,
             head,
             desc,
@@ -308,56 +275,41 @@ impl Walk {
     /// Takes in the rest of the chain and writes the element.
     #[cold]
     #[inline(never)]
-    fn finish<T: Translate>(
-        mut self,
-        translate: &mut T,
-        around: &mut Surroundings<'_>,
-    ) -> Result<(), RingError> {
+    fn finish<T: Translate>(mut self, walker: &mut Walker<'_, T>) -> Result<(), RingError> {
         loop {
             if self.left == 0 {
                 return Err(endless(self.head, self.table.entries));
             }
             self.left -= 1;
-            if self.desc.flags & INDIRECT != 0 {
-                self.enter(translate, around.copy)?;
+            if self.desc.has(Desc::INDIRECT) != 0 {
+                self.enter(walker)?;
                 continue;
             }
-            self.take(translate, around.arena)?;
-            if self.desc.flags & NEXT == 0 {
+            self.take(walker)?;
+            if self.desc.has(Desc::NEXT) == 0 {
                 return self.fill();
             }
-            self.desc = self.table.next(&self.desc, self.head)?;
+            self.desc = self.table.next(self.desc, self.head)?;
         }
     }
 
     /// Takes in a descriptor with a buffer.
-    fn take<T: Translate>(
-        &mut self,
-        translate: &mut T,
-        arena: &mut Arena,
-    ) -> Result<(), RingError> {
-        let desc = self.desc;
-        let access = if desc.flags & WRITE == 0 {
-            Access::Read
-        } else {
-            Access::Write
-        };
+    fn take<T: Translate>(&mut self, walker: &mut Walker<'_, T>) -> Result<(), RingError> {
+        let (head, desc, limit) = (self.head, self.desc, walker.limit());
+        let access = if desc.has(Desc::WRITE) == 0 { Access::Read } else { Access::Write };
         if access == Access::Read && self.readable != self.count {
-            return Err(RingError::ReadableAfterWritable {
-                head: self.head,
-                addr: desc.addr,
-            });
+            return Err(RingError::ReadableAfterWritable { head, addr: desc.addr });
         }
-        for_pieces(translate, self.head, &desc, access, |host, run| {
+        for_pieces(&mut walker.translate, head, desc, access, |host, run| {
             if self.count == self.room {
-                self.grow(arena)?;
+                self.grow(walker.arena, limit.into())?;
             }
             // SAFETY: count < room.
             unsafe { self.iovecs.add(self.count).write(buffer(host, run)) };
             self.count += 1;
             Ok(())
         })?;
-        self.len += u64::from(desc.len);
+        self.len += u64::from(desc.len());
         if access == Access::Read {
             self.readable = self.count;
             self.out_len = self.len;
@@ -366,59 +318,47 @@ impl Walk {
     }
 
     /// Goes on in an indirect table.
-    fn enter<T: Translate>(
-        &mut self,
-        translate: &mut T,
-        copy: &mut Vec<[u64; 2]>,
-    ) -> Result<(), RingError> {
+    fn enter<T: Translate>(&mut self, walker: &mut Walker<'_, T>) -> Result<(), RingError> {
         let Walk { head, desc, .. } = *self;
-        let (len, limit) = (desc.len, usize::from(self.rules.limit()));
-        if !self.rules.indirect {
+        let (len, limit) = (desc.len(), usize::from(walker.limit()));
+        if !walker.indirect {
             return Err(RingError::IndirectNotNegotiated { head });
         }
         if self.table.indirect {
             return Err(RingError::IndirectNested { head });
         }
-        if desc.flags & NEXT != 0 {
-            return Err(RingError::IndirectNext {
-                head,
-                flags: desc.flags,
-            });
+        if desc.has(Desc::NEXT) != 0 {
+            return Err(RingError::IndirectNext { head, flags: desc.flags() });
         }
         let entries = len as usize / Desc::SIZE;
         if len as usize % Desc::SIZE != 0 || entries == 0 || entries > limit {
             return Err(RingError::IndirectLen { head, len, limit });
         }
-        let base = match self.rules.table_in_place(&desc, translate) {
-            Some(table) => table.base,
-            None => copy_table(translate, head, &desc, copy)?,
-        };
-        self.table = Table {
-            base,
-            entries: entries as u16,
-            indirect: true,
+        self.table = match walker.table_in_place(desc) {
+            Some(table) => table,
+            None => Table {
+                base: copy_table(&mut walker.translate, head, desc, walker.copy)?,
+                entries: entries as u16,
+                indirect: true,
+            },
         };
         self.left = entries;
         // SAFETY: the first of at least one entry.
-        self.desc = unsafe { Desc::read(base, 0) };
+        self.desc = unsafe { Desc::read(self.table.base, 0) };
         Ok(())
     }
 
     /// Moves the buffers to a larger block.
-    fn grow(&mut self, arena: &mut Arena) -> Result<(), RingError> {
-        let (head, buffers, limit) = (self.head, self.count + 1, usize::from(self.rules.limit()));
+    fn grow(&mut self, arena: &mut Arena, limit: usize) -> Result<(), RingError> {
+        let (head, buffers) = (self.head, self.count + 1);
         if buffers > limit {
             return Err(RingError::TooManyBuffers { head, limit });
         }
-        let block = arena
-            .alloc(buffers)
-            .map_err(|_| RingError::Budget { head, buffers })?;
+        let block = arena.alloc(buffers).map_err(|_| RingError::Budget { head, buffers })?;
         self.room = block.capacity().min(limit);
         // SAFETY: the new block is larger than `count` and nobody else's; the slot is ours alone.
         unsafe {
-            block
-                .iovecs
-                .copy_from_nonoverlapping(self.iovecs, self.count);
+            block.iovecs.copy_from_nonoverlapping(self.iovecs, self.count);
             self.iovecs = block.iovecs;
             arena.free(Slot::respill(self.slot, block));
         }
@@ -463,11 +403,11 @@ fn buffer(host: *mut u8, len: usize) -> iovec {
 fn copy_table<T: Translate>(
     translate: &mut T,
     head: u16,
-    desc: &Desc,
+    desc: Desc,
     copy: &mut Vec<[u64; 2]>,
 ) -> Result<*const u8, RingError> {
     copy.clear();
-    copy.resize(desc.len as usize / Desc::SIZE, [0; 2]);
+    copy.resize(desc.len() as usize / Desc::SIZE, [0; 2]);
     let to = copy.as_mut_ptr().cast::<u8>();
     let mut at = 0;
     for_pieces(translate, head, desc, Access::Read, |host, run| {
@@ -486,11 +426,11 @@ fn copy_table<T: Translate>(
 fn for_pieces<T: Translate>(
     translate: &mut T,
     head: u16,
-    desc: &Desc,
+    desc: Desc,
     access: Access,
     mut piece: impl FnMut(*mut u8, usize) -> Result<(), RingError>,
 ) -> Result<(), RingError> {
-    let Desc { addr, len, .. } = *desc;
+    let (addr, len) = (desc.addr, desc.len());
     if addr.checked_add(len.into()).is_none() {
         return Err(RingError::AddressWrap { head, addr, len });
     }

@@ -1,7 +1,7 @@
 //! The available side of a split ring: what the owner of the queue pops from.
 
 use super::areas::SplitAreas;
-use super::chain::{Rules, Surroundings};
+use super::chain::Walker;
 use super::notify;
 use super::ring_error::RingError;
 use super::slot::{NoSlot, Slot, SlotPool, Stamp, state};
@@ -115,7 +115,7 @@ impl SplitRing {
     #[inline(always)]
     fn pop_with<T: Translate>(
         &mut self,
-        mut translate: T,
+        translate: T,
         pool: &mut SlotPool,
         stamp: Stamp,
         out: &mut [*mut Slot],
@@ -131,8 +131,7 @@ impl SplitRing {
         let mut done = 0;
         while done < count {
             let round = &mut out[done..count.min(done + ROUND)];
-            let result = self.pop_round(&mut translate, pool, stamp, round);
-            self.hint = translate.hint();
+            let result = self.pop_round(translate, pool, stamp, round);
             let (popped, failed) = match result {
                 Ok(popped) => (popped, None),
                 Err((popped, error)) => (popped, Some(error)),
@@ -153,7 +152,7 @@ impl SplitRing {
     #[inline(always)]
     fn pop_round<T: Translate>(
         &mut self,
-        translate: &mut T,
+        translate: T,
         pool: &mut SlotPool,
         stamp: Stamp,
         out: &mut [*mut Slot],
@@ -168,8 +167,13 @@ impl SplitRing {
             areas.prefetch_desc(*head);
         }
         let (busy, free) = (pool.busy(), pool.gathered());
-        let rules = Rules { areas, indirect: self.indirect };
-        let mut around = Surroundings { arena: &mut pool.arena, copy: &mut self.copy };
+        let mut walker = Walker {
+            areas,
+            indirect: self.indirect,
+            translate,
+            arena: &mut pool.arena,
+            copy: &mut self.copy,
+        };
         for (index, (&head, out)) in heads[..count].iter().zip(out).enumerate() {
             let seq = self.popped + index as u64;
             // SAFETY: a head below the ring's size has a mark; the pool has gathered as many free slots as `out` has
@@ -179,7 +183,7 @@ impl SplitRing {
                     return Err((index, bad_head(head, seq as u16, areas.size())));
                 }
                 let slot = *free.sub(index + 1);
-                if let Err(error) = rules.walk(translate, &mut around, slot, head) {
+                if let Err(error) = walker.walk(slot, head) {
                     return Err((index, error));
                 }
                 (*busy.add(head.into())).store(1, Ordering::Relaxed);
@@ -188,6 +192,7 @@ impl SplitRing {
                 *out = slot;
             }
         }
+        self.hint = walker.translate.hint();
         Ok(count)
     }
 
