@@ -1,4 +1,71 @@
-//! skeleton, see below
+//! A vhost-user device server: turns a program into a virtio device back-end, in the program's own event
+//! loop.
+//!
+//! The library listens on a UNIX socket, speaks the vhost-user protocol with the front-end that connects
+//! (QEMU, libblkio, DPDK's virtio-user and others), maps the guest's memory, runs the virtqueues, and calls the
+//! program back where the program wants it.
+//!
+//! ```no_run
+//! use vu_server::{Address, Context, Device, Element, Kick, Server, Virtqueue};
+//!
+//! /// Answers every request with what it was sent.
+//! struct Echo;
+//!
+//! impl Device for Echo {
+//!     fn kick(&self, vq: &mut Virtqueue<'_>) -> Kick {
+//!         let mut batch: [Option<Element>; 32] = Default::default();
+//!         while let Ok(n @ 1..) = vq.pop(&mut batch) {
+//!             for element in batch[..n].iter_mut().filter_map(Option::take) {
+//!                 let mut bytes = vec![0; element.readable_len() as usize];
+//!                 element.read(0, &mut bytes);
+//!                 let written = element.write(0, &bytes) as u32;
+//!                 vq.stage(element, written).expect("written fits");
+//!             }
+//!         }
+//!         Kick::Done
+//!     }
+//! }
+//!
+//! fn main() -> vu_server::Result<()> {
+//!     let context = Context::epoll()?;
+//!     let server = Server::builder().name("echo").build(Echo)?;
+//!     server.start(Address::Listen("/tmp/echo.sock".into()), Some(&context))?;
+//!     context.run()?; // until Context::quit, from a signal handler for one
+//!     server.stop()
+//! }
+//! ```
+//!
+//! # Theory of operation
+//!
+//! ```text
+//!  front-end ──socket──▶ internal thread ──mailbox+doorbell──▶ context A (home): events, queue 0 kicks
+//!                           │  ▲                              context B: queue 1 kicks
+//!                           │  └── back-end requests, from any thread
+//!  guest ──kick eventfd──▶ watched directly by the queue's context
+//!  guest ◀──call eventfd── written by whoever publishes the batch
+//! ```
+//!
+//! * A started server has **one internal thread**: it listens, accepts, decodes, maps memory and replies. It
+//!   never runs device code and never touches guest memory.
+//! * A [`Context`] stands for one event loop. Every device callback runs on the thread that owns the context,
+//!   inside a dispatch of it (or inside stop or detach called there), so a single-threaded program needs no
+//!   lock. The loop is the program's own ([`Context::foreign`]), the embedded one ([`Context::epoll`]), or
+//!   none ([`Context::polled`]).
+//! * Each server has a *home* context for its events, and each queue a context of its own, at first the home
+//!   one. Queues move at run time ([`Server::attach_queue`], [`Server::detach`], [`Server::attach`]);
+//!   ownership is one atomic word per queue, and it moves, it is never shared.
+//! * What is popped and not completed is *in flight*. An [`Element`] stays valid, and its memory mapped,
+//!   until it is completed, on whatever thread, wherever its queue has gone, also after a disconnect. Stop,
+//!   disconnect and the front-end's own stop of a ring wait for what is in flight, within
+//!   [`ServerBuilder::drain_timeout`].
+//! * A bad message is refused, a broken ring stops that ring, a broken peer ends the connection; none of it
+//!   ends the server or the process.
+//!
+//! # Forking and signals
+//!
+//! All descriptors are close-on-exec. A forked child may only call `_exit` or `execve`. The library installs
+//! no signal handler, raises no SIGPIPE, and blocks all signals on its internal thread.
+
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -13,8 +80,7 @@ mod device;
 mod error;
 #[cfg(not(loom))]
 #[doc(hidden)]
-#[allow(missing_docs)]
-#[allow(unsafe_code)]
+#[allow(missing_docs, unsafe_code)]
 pub mod listener;
 #[cfg(not(loom))]
 mod log;
@@ -38,8 +104,7 @@ mod stream;
 mod sync;
 #[cfg(not(loom))]
 #[doc(hidden)]
-#[allow(missing_docs)]
-#[allow(unsafe_code)]
+#[allow(missing_docs, unsafe_code)]
 pub mod transport;
 #[allow(unsafe_code)]
 mod virtqueue;

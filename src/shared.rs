@@ -13,6 +13,7 @@ use crate::memory::TableCell;
 use crate::server::lifecycle::Lifecycle;
 use crate::stats::ServerCounters;
 use crate::stream::Stream;
+use crate::sync::channel::{Receiver, Sender, bounded};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::virtqueue::Queue;
 use crate::virtqueue::inflight::Gate;
@@ -32,6 +33,12 @@ pub(crate) struct Config {
     pub(crate) run_disabled_queues: bool,
     pub(crate) require_sealed_memory: bool,
     pub(crate) wake: Option<Box<dyn Fn() + Send + Sync>>,
+}
+
+/// A request of this back-end to the front-end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Announcement {
+    ConfigChanged,
 }
 
 /// An eventfd that wakes a thread which polls it.
@@ -81,8 +88,9 @@ pub(crate) struct Shared {
     pub(crate) gate: Gate,
     acked_features: AtomicU64,
     pub(crate) config_space: Mutex<ConfigSpace>,
-    /// The config space changed and the front-end has not been told.
-    config_changed: AtomicBool,
+    /// What the front-end shall be told on the back-end channel, from any thread. A full channel has a
+    /// change of the config space in it, and one is enough.
+    announcements: (Sender<Announcement>, Receiver<Announcement>),
     pub(crate) lifecycle: Lifecycle,
     pub(crate) counters: ServerCounters,
 }
@@ -109,7 +117,7 @@ impl Shared {
             gate: Gate::new(),
             acked_features: AtomicU64::new(0),
             config_space: Mutex::new(config_space),
-            config_changed: AtomicBool::new(false),
+            announcements: bounded(1),
             lifecycle: Lifecycle::new(),
             counters: ServerCounters::default(),
         });
@@ -246,14 +254,16 @@ impl Shared {
     /// The application changes the config space; the internal thread tells the front-end.
     pub(crate) fn change_config(&self, offset: u32, bytes: &[u8]) -> Result<()> {
         if self.config_space.lock().set(offset, bytes)? {
-            self.config_changed.store(true, Ordering::Release);
+            // A full channel is as good: see the field.
+            let _ = self.announcements.0.try_send(Announcement::ConfigChanged);
             self.internal.ring();
         }
         Ok(())
     }
 
-    pub(crate) fn take_config_changed(&self) -> bool {
-        self.config_changed.swap(false, Ordering::AcqRel)
+    /// The internal thread.
+    pub(crate) fn next_announcement(&self) -> Option<Announcement> {
+        self.announcements.1.try_recv().ok()
     }
 }
 

@@ -6,7 +6,7 @@ use crate::context::{Mail, registry};
 use crate::device::StopReason;
 use crate::error::Error;
 use crate::server::told;
-use crate::shared::Shared;
+use crate::shared::{Announcement, Shared};
 use crate::stats::count;
 use crate::stream::Event;
 use crate::sync::Arc;
@@ -38,7 +38,7 @@ impl Session {
         self.report_broken()?;
         self.offer_queues();
         offer_stream(&self.shared);
-        self.pass_on_config_change();
+        self.announce_changes();
         if self.shared.lifecycle.is_stopping() {
             return Err(End::Stop);
         }
@@ -69,9 +69,9 @@ impl Session {
             return false;
         };
         (queue.is_enabled() || self.shared.config.run_disabled_queues)
-            && !queue.is_broken()
             && queue.owner.load().state == State::Internal
             && self.prepare(index)
+            && !queue.is_broken()
     }
 
     fn offer(&self, index: usize) {
@@ -108,15 +108,18 @@ impl Session {
         Ok(())
     }
 
-    fn pass_on_config_change(&mut self) {
+    fn announce_changes(&mut self) {
         if let Some(backend) = &mut self.backend {
             backend.flush();
         }
-        if self.shared.take_config_changed()
-            && let Some(backend) = &mut self.backend
-        {
-            backend.send_config_change();
-            count(&self.shared.counters.config_changes);
+        while let Some(announcement) = self.shared.next_announcement() {
+            // Without a channel there is nobody to tell; the front-end reads the config space when it starts.
+            if let Some(backend) = &mut self.backend {
+                match announcement {
+                    Announcement::ConfigChanged => backend.send_config_change(),
+                }
+                count(&self.shared.counters.config_changes);
+            }
         }
     }
 }

@@ -4,7 +4,6 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use crate::context::Mail;
-use crate::context::owner::State;
 use crate::device::StopReason;
 use crate::memory::RegionTable;
 use crate::server::{set_queue_target, told};
@@ -35,14 +34,13 @@ impl Session {
                 queue.retire();
             }
             self.recall(queue, stop_reason);
-            queue.gate.close();
         }
         self.shared.gate.close();
         let drained = self.wait_after_end(deadline, |session| {
-            session.shared.gate.is_idle() && queues.iter().all(is_down)
+            session.shared.gate.is_idle() && queues.iter().all(|queue| queue.is_drained())
         });
         for queue in &queues {
-            if drained || is_down(queue) {
+            if drained || queue.is_drained() {
                 self.clean(queue);
             } else {
                 self.orphan(queue);
@@ -132,9 +130,4 @@ impl Session {
             }
         }
     }
-}
-
-/// In nobody's hands, and nothing in flight.
-fn is_down(queue: &Arc<Queue>) -> bool {
-    queue.owner.load().state == State::Internal && queue.gate.is_idle()
 }

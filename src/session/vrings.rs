@@ -4,7 +4,6 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
-use crate::context::owner::State;
 use crate::device::StopReason;
 use crate::error::Error;
 use crate::protocol::features::F_PROTOCOL_FEATURES;
@@ -294,17 +293,13 @@ impl Session {
             self.vrings[index].kick = None;
             if let Some(queue) = self.shared.queue(index as u32) {
                 self.recall(&queue, reason);
-                queue.gate.close();
                 queues.push((index, queue));
             }
         }
-        self.wait_until(|_| {
-            queues.iter().all(|(_, queue)| {
-                queue.owner.load().state == State::Internal && queue.gate.is_idle()
-            })
-        })?;
+        self.wait_until(|_| queues.iter().all(|(_, queue)| queue.is_drained()))?;
         for (index, queue) in queues {
             queue.retire();
+            queue.forget_setup();
             let vring = &mut self.vrings[index];
             if vring.prepared {
                 vring.base = queue.last_avail();

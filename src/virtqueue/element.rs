@@ -5,6 +5,8 @@ use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 
+use vm_memory::VolatileSlice;
+
 use crate::error::{Error, Result};
 use super::slot::{Elem, Slot, state};
 use super::vq::Queue;
@@ -124,11 +126,9 @@ fn walk(iov: &[libc::iovec], offset: usize, limit: usize, mut f: impl FnMut(*mut
 fn read_from(iov: &[libc::iovec], offset: usize, buffer: &mut [u8]) -> usize {
     let mut done = 0;
     walk(iov, offset, buffer.len(), |guest, len| {
-        // SAFETY: the iovec was translated in full length at pop and its mapping is pinned by the element;
-        // `len` is within the buffer because `walk` stops at its length. The guest may change the bytes
-        // meanwhile, which a byte copy tolerates.
-        unsafe { std::ptr::copy(guest, buffer.as_mut_ptr().add(done), len) };
-        done += len;
+        // SAFETY: the iovec was translated in full length at pop, and its mapping is pinned by the element.
+        let guest = unsafe { VolatileSlice::new(guest, len) };
+        done += guest.copy_to(&mut buffer[done..done + len]);
     });
     done
 }
@@ -137,7 +137,8 @@ fn write_to(iov: &[libc::iovec], offset: usize, bytes: &[u8]) -> usize {
     let mut done = 0;
     walk(iov, offset, bytes.len(), |guest, len| {
         // SAFETY: as in `read_from`; the region is mapped writable.
-        unsafe { std::ptr::copy(bytes.as_ptr().add(done), guest, len) };
+        let guest = unsafe { VolatileSlice::new(guest, len) };
+        guest.copy_from(&bytes[done..done + len]);
         done += len;
     });
     done

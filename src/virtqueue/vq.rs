@@ -3,7 +3,7 @@
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 
-use crate::context::owner::{CtxId, OwnerWord};
+use crate::context::owner::{CtxId, OwnerWord, State};
 use crate::context::{ContextCore, Mail};
 use crate::device::StopReason;
 use crate::error::{Error, Result};
@@ -312,6 +312,12 @@ impl Queue {
 
     pub(crate) fn set_stop_reason(&self, reason: StopReason) {
         self.stop_reason.store(reason as u32, Ordering::Release);
+    }
+
+    /// A recalled queue is in nobody's hands and has nothing in flight. The gate is closed only when the owner
+    /// has let go: one that is just arriving must find it open.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.owner.load().state == State::Internal && self.gate.close()
     }
 
     /// The drain is given up: from here on this queue lives on what is in flight.
