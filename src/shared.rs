@@ -76,6 +76,8 @@ pub(crate) struct Shared {
     destroyed: AtomicBool,
     /// A callback panicked.
     poisoned: AtomicBool,
+    /// A ring has broken and has not been reported: spares the internal thread the look at every queue.
+    broken_hint: AtomicBool,
     pub(crate) table: TableCell,
     /// Wakes the internal thread.
     pub(crate) internal: Doorbell,
@@ -109,6 +111,7 @@ impl Shared {
             device,
             destroyed: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
+            broken_hint: AtomicBool::new(false),
             table: TableCell::new(),
             internal,
             queues: Mutex::new(Vec::new()),
@@ -199,6 +202,15 @@ impl Shared {
         }
         self.retired.lock().push(std::mem::replace(place, fresh.clone()));
         Some(fresh)
+    }
+
+    /// After the queue's own flag: who takes the hint finds that.
+    pub(crate) fn hint_broken(&self) {
+        self.broken_hint.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn take_broken_hint(&self) -> bool {
+        self.broken_hint.load(Ordering::Relaxed) && self.broken_hint.swap(false, Ordering::AcqRel)
     }
 
     // ---- quiescence -------------------------------------------------------------------------------------

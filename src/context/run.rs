@@ -21,10 +21,17 @@ impl ContextCore {
 
     /// One round of the embedded epoll loop; how many descriptors were ready.
     pub(crate) fn dispatch(self: &Arc<Self>, timeout_ms: i32) -> Result<usize> {
+        let _dispatch = self.enter()?;
+        let n = self.round(timeout_ms)?;
+        // The caller may sleep on the descriptor next.
+        self.arm(0);
+        Ok(n)
+    }
+
+    fn round(self: &Arc<Self>, timeout_ms: i32) -> Result<usize> {
         let Kind::Epoll(epoll) = &self.kind else {
             return Err(self.unsupported("dispatch"));
         };
-        let _dispatch = self.enter()?;
         self.flush();
         self.read_mail(Scope::All);
         self.serve_again();
@@ -117,10 +124,12 @@ impl ContextCore {
         if !matches!(self.kind, Kind::Epoll(_)) {
             return Err(self.unsupported("run"));
         }
+        let _dispatch = self.enter()?;
         // The flag is consumed by the run that it ends.
         while !self.quit.swap(false, Ordering::AcqRel) {
-            self.dispatch(-1)?;
+            self.round(-1)?;
         }
+        self.arm(0);
         Ok(())
     }
 

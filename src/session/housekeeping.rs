@@ -84,8 +84,16 @@ impl Session {
 
     /// Tells the device and the log of rings that broke.
     fn report_broken(&mut self) -> Result<(), End> {
+        if !self.shared.take_broken_hint() {
+            return Ok(());
+        }
         for queue in self.shared.queues() {
-            if !queue.is_broken() || queue.owner.load().state != State::Internal {
+            if !queue.is_broken() {
+                continue;
+            }
+            if queue.owner.load().state != State::Internal {
+                // Its owner hands it back presently, and rings.
+                self.shared.hint_broken();
                 continue;
             }
             let Some(failure) = queue.take_failure() else {

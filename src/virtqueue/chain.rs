@@ -57,7 +57,7 @@ impl<T: Translate> Walker<'_, T> {
     ///
     /// # Safety
     /// As for [`Walker::walk`].
-    #[inline(never)]
+    #[inline(always)]
     unsafe fn walk_plain(
         &mut self,
         slot: *mut Slot,

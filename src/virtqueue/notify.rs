@@ -4,7 +4,7 @@
 //! its no-notify flag) and reads the available index; the driver stores the available index and reads `avail_event`.
 //! With a full fence between store and load on both sides, at least one of them sees the other's store, so a buffer is
 //! either found by the look that follows re-arming, or announced by a kick. Interrupts are the mirror image.
-//! The models in `notify_loom` run this code against a driver and lose a notification once the fence is taken away.
+//! The models in `notify_loom.rs` run this code on both sides, and lose a notification once a fence is taken away.
 
 use crate::sync::{AtomicU16, Ordering, fence};
 
@@ -14,15 +14,9 @@ pub(crate) fn store_then_load(own: &AtomicU16, value: u16, other: &AtomicU16) ->
     // Release: pairs with the driver's acquiring load of an index; what was written before is visible with it.
     own.store(value.to_le(), Ordering::Release);
     // Pairs with the fence that the driver has between its own store and load.
-    full_fence();
+    fence(Ordering::SeqCst);
     // Relaxed: the value decides about a notification only; data is read after another, acquiring load.
     u16::from_le(other.load(Ordering::Relaxed))
-}
-
-/// A sequentially consistent fence.
-#[inline(always)]
-fn full_fence() {
-    fence(Ordering::SeqCst);
 }
 
 /// Whether the step of an index from `old` to `new` passes the position `event`, so that the other side, which waits
@@ -31,3 +25,7 @@ fn full_fence() {
 pub(crate) fn passes(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
+
+#[cfg(all(test, loom))]
+#[path = "notify_loom.rs"]
+mod models;

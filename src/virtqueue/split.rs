@@ -322,7 +322,11 @@ impl SplitRing {
 #[cold]
 fn bad_head(head: u16, position: u16, size: u16) -> RingError {
     if head >= size {
-        RingError::Head { head, position, size }
+        RingError::Head {
+            head,
+            position,
+            size,
+        }
     } else {
         RingError::HeadBusy { head, position }
     }
@@ -335,3 +339,7 @@ fn no_slot(why: NoSlot, size: u16) -> RingError {
         NoSlot::NoMemory => RingError::NoMemory,
     }
 }
+
+#[cfg(test)]
+#[path = "split_tests/mod.rs"]
+mod tests;

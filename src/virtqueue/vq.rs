@@ -191,6 +191,7 @@ impl Queue {
         if !self.broken.swap(true, Ordering::AcqRel) {
             self.breaks.add_shared(1);
             *failure = Some(error);
+            self.server.hint_broken();
         }
     }
 
