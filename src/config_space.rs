@@ -7,7 +7,10 @@ pub(crate) const MAX_SIZE: usize = 256;
 
 #[derive(Debug)]
 pub(crate) struct ConfigSpace {
+    /// What is read: the application's bytes, and over them what the driver wrote since the last reset.
     bytes: Vec<u8>,
+    /// The application's bytes.
+    own: Vec<u8>,
     /// Non-zero where the driver may write.
     writable: Vec<u8>,
 }
@@ -28,7 +31,7 @@ impl ConfigSpace {
             )));
         }
         writable.resize(bytes.len(), 0);
-        Ok(ConfigSpace { bytes, writable })
+        Ok(ConfigSpace { own: bytes.clone(), bytes, writable })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -65,8 +68,14 @@ impl ConfigSpace {
     pub(crate) fn set(&mut self, offset: u32, bytes: &[u8]) -> Result<bool> {
         let range = self.range(offset, bytes.len())?;
         let changed = self.bytes[range.clone()] != *bytes;
-        self.bytes[range].copy_from_slice(bytes);
+        self.bytes[range.clone()].copy_from_slice(bytes);
+        self.own[range].copy_from_slice(bytes);
         Ok(changed)
+    }
+
+    /// The device is reset, or its driver is gone: what the driver wrote is forgotten.
+    pub(crate) fn reset(&mut self) {
+        self.bytes.copy_from_slice(&self.own);
     }
 
     /// The driver's write: only where it may. Migration restores what it finds.
@@ -109,6 +118,9 @@ mod tests {
         space.write(2, &[9, 9], false).unwrap();
         space.write(0, &[8], true).unwrap();
         assert_eq!(space.get(0, 4).unwrap(), [8, 1, 9, 9]);
+        space.set(3, &[7]).unwrap();
+        space.reset();
+        assert_eq!(space.get(0, 4).unwrap(), [0, 1, 2, 7], "the application's change stays");
     }
 
     #[test]

@@ -72,6 +72,8 @@
 #[cfg(not(loom))]
 mod callback;
 #[cfg(not(loom))]
+mod capi;
+#[cfg(not(loom))]
 mod config_space;
 mod context;
 #[cfg(not(loom))]

@@ -14,7 +14,7 @@ use crate::server::lifecycle::Lifecycle;
 use crate::stats::ServerCounters;
 use crate::stream::Stream;
 use crate::sync::channel::{Receiver, Sender, bounded};
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU64, Mutex, Ordering};
 use crate::virtqueue::Queue;
 use crate::virtqueue::inflight::Gate;
 
@@ -95,6 +95,8 @@ pub(crate) struct Shared {
     announcements: (Sender<Announcement>, Receiver<Announcement>),
     pub(crate) lifecycle: Lifecycle,
     pub(crate) counters: ServerCounters,
+    /// What the other door knows this server as; null if it was not made there.
+    pub(crate) handle: AtomicPtr<()>,
 }
 
 impl Shared {
@@ -123,6 +125,7 @@ impl Shared {
             announcements: bounded(1),
             lifecycle: Lifecycle::new(),
             counters: ServerCounters::default(),
+            handle: AtomicPtr::new(std::ptr::null_mut()),
         });
         let queues = (0..shared.config.num_queues)
             .map(|index| Queue::new(index, shared.clone()))
@@ -150,7 +153,24 @@ impl Shared {
         result
     }
 
-    fn poison(&self) {
+    /// Tells that the stop is complete: also a poisoned device, which may have nothing else to learn it from.
+    pub(crate) fn call_stopped(&self) {
+        if !self.destroyed.load(Ordering::Acquire)
+            && callback::run_last(self.id(), || self.device.stopped()).is_none()
+        {
+            self.poison();
+        }
+    }
+
+    /// The server may be freed now and here.
+    pub(crate) fn check_free(&self) -> Result<()> {
+        if callback::keeps(self.id()) {
+            return Err(Error::new(libc::EDEADLK, "free inside a callback of the same server"));
+        }
+        self.lifecycle.check_idle()
+    }
+
+    pub(crate) fn poison(&self) {
         self.poisoned.store(true, Ordering::Release);
         self.logger.error(format_args!(
             "a callback of the device panicked; the server can only be stopped and freed"
@@ -230,6 +250,19 @@ impl Shared {
         !self.gate.is_idle() || self.queues.lock().iter().any(|queue| queue.has_inflight())
     }
 
+    /// One explicit count less. Legal as long as there is one, also when the server is freed.
+    pub(crate) fn inflight_dec(&self) -> Result<()> {
+        match self.gate.dec() {
+            Ok(idle) => {
+                if idle {
+                    self.became_idle();
+                }
+                Ok(())
+            }
+            Err(_) => Err(Error::invalid("inflight_dec without inflight_inc")),
+        }
+    }
+
     /// Something that somebody may wait for has become zero.
     pub(crate) fn became_idle(&self) {
         self.internal.ring();
@@ -240,8 +273,9 @@ impl Shared {
     pub(crate) fn wake(&self) {
         if let Some(wake) = &self.config.wake
             && !self.destroyed.load(Ordering::Acquire)
+            && callback::run(self.id(), wake).is_none()
         {
-            wake();
+            self.poison();
         }
     }
 

@@ -114,7 +114,8 @@ impl Stream {
         // An event that a newer one replaced left no number behind, so an empty stream has delivered all.
         let pending = self.pending.lock();
         let upto = if pending.events.is_empty() { pending.pushed } else { number };
-        self.delivered.store(upto, Ordering::Release);
+        // Not backwards: everything may have been dropped meanwhile.
+        self.delivered.fetch_max(upto, Ordering::Release);
     }
 
     pub(crate) fn is_delivering(&self) -> bool {

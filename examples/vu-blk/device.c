@@ -113,6 +113,7 @@ static void on_features_acked(void *dev, uint64_t features, uint64_t protocol_fe
     /* A driver that cannot flush must be able to rely on every write. */
     if (can_switch && !can_flush) {
         set_wce(device, 0);
+        device->wce_changed = true;
     }
     set_writethrough(device, can_switch ? !get_wce(device) : !can_flush);
 }
@@ -132,7 +133,11 @@ static void on_reset(void *dev)
 {
     struct device *device = dev;
 
-    set_wce(device, 1);
+    /* What the driver wrote, the library has forgotten. */
+    if (device->wce_changed) {
+        set_wce(device, 1);
+        device->wce_changed = false;
+    }
     set_writethrough(device, false);
 }
 

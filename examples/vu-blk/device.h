@@ -14,6 +14,8 @@
 struct device {
     struct disk disk;
     vu_server *server;
+    /* The config space says writethrough because the driver cannot flush. */
+    bool wce_changed;
     /* The front-end is gone, and why (0: it closed the connection). */
     void (*disconnected)(void *data, int error);
     void *data;

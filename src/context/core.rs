@@ -50,7 +50,7 @@ pub(super) struct Inner {
     /// Queues with staged completions.
     pub(super) unflushed: Vec<Arc<Queue>>,
     /// Queues whose notifications are off while the context busy-polls.
-    pub(super) unarmed: Vec<Arc<Queue>>,
+    pub(super) unarmed: VecDeque<Arc<Queue>>,
     /// Every slot that was ever handed to the loop.
     slots: Vec<Arc<WatchSlot>>,
 }

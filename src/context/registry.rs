@@ -14,8 +14,9 @@ use super::owner::{CtxId, Transition};
 
 struct Entry {
     context: Weak<ContextCore>,
-    /// Owner words that name the context.
-    attached: usize,
+    /// Owner words that name the context. Two threads may account for two changes of a word in the other order,
+    /// so it can be negative for a moment.
+    attached: isize,
 }
 
 static CONTEXTS: Mutex<Vec<Option<Entry>>> = Mutex::new(Vec::new());
@@ -49,7 +50,7 @@ fn index(id: CtxId) -> usize {
 pub(super) fn remove(id: CtxId) -> bool {
     let mut contexts = CONTEXTS.lock();
     match contexts.get_mut(index(id)) {
-        Some(Some(entry)) if entry.attached > 0 => false,
+        Some(Some(entry)) if entry.attached != 0 => false,
         Some(entry) => {
             *entry = None;
             true
@@ -90,11 +91,11 @@ pub(crate) fn account(transition: &Transition) {
 
 /// The contexts whose owner is `thread`.
 pub(crate) fn owned_by(thread: usize) -> Vec<Arc<ContextCore>> {
-    let contexts = CONTEXTS.lock();
+    // Two statements: a context whose last reference this is must not be dropped under the lock.
+    let mut contexts: Vec<_> = {
+        let contexts = CONTEXTS.lock();
+        contexts.iter().flatten().filter_map(|entry| entry.context.upgrade()).collect()
+    };
+    contexts.retain(|context| context.is_owned_by(thread));
     contexts
-        .iter()
-        .flatten()
-        .filter_map(|entry| entry.context.upgrade())
-        .filter(|context| context.is_owned_by(thread))
-        .collect()
 }

@@ -19,15 +19,16 @@ impl ContextCore {
         Error::new(libc::ENOTSUP, format!("{what}: not in this kind of context"))
     }
 
-    /// One round of the embedded epoll loop; how many descriptors were ready.
+    /// One round of the embedded epoll loop; how many descriptors were ready. The caller may wait for the
+    /// loop's descriptor afterwards.
     pub(crate) fn dispatch(self: &Arc<Self>, timeout_ms: i32) -> Result<usize> {
         let _dispatch = self.enter()?;
         let n = self.round(timeout_ms)?;
-        // The caller may sleep on the descriptor next.
-        self.arm(0);
+        self.arm_for_a_pause();
         Ok(n)
     }
 
+    /// One round; notifications may stay off until the next one.
     fn round(self: &Arc<Self>, timeout_ms: i32) -> Result<usize> {
         let Kind::Epoll(epoll) = &self.kind else {
             return Err(self.unsupported("dispatch"));
@@ -108,15 +109,27 @@ impl ContextCore {
 
     /// Turns the notifications on that busy polling left off. The time-out that is right afterwards.
     fn arm(self: &Arc<Self>, timeout_ms: i32) -> i32 {
-        let unarmed = std::mem::take(&mut self.inner.lock().unarmed);
+        let unarmed = self.inner.lock().unarmed.len();
         let mut timeout_ms = timeout_ms;
-        for queue in unarmed {
+        // One at a time: a loop that nests in one's kick must not sleep while the others are off.
+        for _ in 0..unarmed {
+            let Some(queue) = self.inner.lock().unarmed.pop_front() else {
+                break;
+            };
             if queue.owner.load().held_by(self.id) && queue.rearm() {
                 self.serve(&queue);
                 timeout_ms = 0;
             }
         }
         timeout_ms
+    }
+
+    /// Leaves no ring with its notifications off: nobody knows when the next round comes. A ring that had
+    /// something and is off again makes the loop's descriptor ready.
+    fn arm_for_a_pause(self: &Arc<Self>) {
+        if self.arm(-1) == 0 {
+            self.ring();
+        }
     }
 
     /// Runs the embedded epoll loop until [`quit`](Self::request_quit).
@@ -129,7 +142,7 @@ impl ContextCore {
         while !self.quit.swap(false, Ordering::AcqRel) {
             self.round(-1)?;
         }
-        self.arm(0);
+        self.arm_for_a_pause();
         Ok(())
     }
 

@@ -78,7 +78,11 @@ impl ContextCore {
 
     /// Reads the mail that is there now. What `scope` does not allow stays in the box.
     pub(crate) fn read_mail(self: &Arc<Self>, scope: Scope) {
-        for mail in self.mailbox.take() {
+        // One at a time: a loop that nests in a callback finds the rest in the box.
+        for _ in 0..self.mailbox.len() {
+            let Some(mail) = self.mailbox.take() else {
+                return;
+            };
             let handled = match &mail {
                 Mail::Queue(queue) => self.read_queue_mail(queue, scope),
                 Mail::Stream(server) => self.read_stream_mail(server, scope),
@@ -214,6 +218,11 @@ impl ContextCore {
 
     /// Lets the device work on a queue until its ring has nothing new.
     pub(super) fn serve(self: &Arc<Self>, queue: &Arc<Queue>) {
+        self.serve_as_asked(queue, false);
+    }
+
+    /// As [`serve`](Self::serve); a device that `asked` for it is called also when its ring has nothing new.
+    fn serve_as_asked(self: &Arc<Self>, queue: &Arc<Queue>, mut asked: bool) {
         if queue.owner.is_recalled_relaxed() {
             return self.give_up(queue);
         }
@@ -222,8 +231,9 @@ impl ContextCore {
             match queue.look() {
                 Look::Busy => return,
                 Look::Broken => return self.break_up(queue),
-                Look::Empty => {}
-                Look::Work => {
+                Look::Empty if !asked => {}
+                Look::Empty | Look::Work => {
+                    asked = false;
                     if !self.kick(queue) {
                         return;
                     }
@@ -277,10 +287,14 @@ impl ContextCore {
 
     /// Serves each queue that asked for it once.
     pub(super) fn serve_again(self: &Arc<Self>) {
-        let queues = std::mem::take(&mut self.inner.lock().again);
-        for queue in queues {
+        let waiting = self.inner.lock().again.len();
+        // One at a time: a loop that nests in one's kick serves the others.
+        for _ in 0..waiting {
+            let Some(queue) = self.inner.lock().again.pop_front() else {
+                return;
+            };
             if queue.owner.load().held_by(self.id) {
-                self.serve(&queue);
+                self.serve_as_asked(&queue, true);
             }
         }
     }
@@ -288,7 +302,7 @@ impl ContextCore {
     fn stay_unarmed(&self, queue: &Arc<Queue>) {
         let mut inner = self.inner.lock();
         if !inner.unarmed.iter().any(|other| Arc::ptr_eq(other, queue)) {
-            inner.unarmed.push(queue.clone());
+            inner.unarmed.push_back(queue.clone());
         }
     }
 
@@ -340,17 +354,20 @@ impl ContextCore {
         if let Some(transition) = server.stream.owner.give_back(self.id) {
             registry::account(&transition);
         }
-        if server.lifecycle.is_idle()
-            && let Some(transition) = server.stream.owner.set_target(CtxId::NONE)
-        {
-            // `stopped` was the last event: the context is no longer attached.
-            registry::account(&transition);
-        }
+        // `stopped` was the last event: the context is no longer attached, unless the server is started again.
+        server.lifecycle.while_idle(|| {
+            if let Some(transition) = server.stream.owner.set_target(CtxId::NONE) {
+                registry::account(&transition);
+            }
+        });
         server.handed_back();
     }
 }
 
 fn deliver_event(server: &Arc<Shared>, event: Event) {
+    if event == Event::Stopped {
+        return server.call_stopped();
+    }
     server.call(|device| match event {
         Event::Connected => device.connected(),
         Event::FeaturesAcked {
@@ -367,6 +384,7 @@ fn deliver_event(server: &Arc<Shared>, event: Event) {
         } => device.ring_broken(index, errno, &reason),
         Event::Orphaned { index } => device.orphaned(index),
         Event::Disconnected { errno, reason } => device.disconnected(errno, &reason),
-        Event::Stopped => device.stopped(),
+        // Above.
+        Event::Stopped => {}
     });
 }

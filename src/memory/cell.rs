@@ -41,7 +41,8 @@ impl TableCell {
     /// is visible to the caller, and every later one sees the new generation.
     pub(crate) fn publish(&self, table: RegionTable) {
         let generation = table.generation();
-        *self.table.lock() = Arc::new(table);
+        // Dropped at the end, so that no popping thread waits for an unmapping.
+        let _old = std::mem::replace(&mut *self.table.lock(), Arc::new(table));
         self.generation.store(generation, Ordering::Release);
         if !self.asymmetric || !membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED) {
             // Pairs with the fence of `Bracket::enter`.

@@ -25,8 +25,6 @@ pub struct RegionTable {
     spans: Vec<Span>,
     /// Indexes of `regions`, sorted by user address.
     by_user: Vec<u16>,
-    /// Indexes of `regions`, sorted by host address.
-    by_host: Vec<u16>,
 }
 
 // SAFETY: the raw pointers in `spans` point into the mappings that `regions` keeps alive; the table never changes and
@@ -156,8 +154,8 @@ impl RegionTable {
     }
 
     /// The host pointer of `len` bytes at guest address `gpa`, if one region holds them all.
-    #[must_use]
-    pub fn translate(&self, gpa: u64, len: u64) -> Option<*mut u8> {
+    #[cfg(test)]
+    pub(crate) fn translate(&self, gpa: u64, len: u64) -> Option<*mut u8> {
         let (host, run) = self.spans[self.search(gpa)?].run(gpa)?;
         (len <= run).then_some(host)
     }
@@ -177,14 +175,12 @@ impl RegionTable {
     }
 
     /// The guest address behind a host pointer into one of the regions.
-    #[must_use]
-    pub fn host_to_gpa(&self, host: *const u8) -> Option<u64> {
-        let below = self
-            .by_host
-            .partition_point(|&i| self.spans[usize::from(i)].host.cast_const() <= host);
-        let span = &self.spans[usize::from(self.by_host[below.checked_sub(1)?])];
-        let offset = (host.addr() - span.host.addr()) as u64;
-        (offset < span.size).then(|| span.gpa + offset)
+    #[cfg(test)]
+    pub(crate) fn host_to_gpa(&self, host: *const u8) -> Option<u64> {
+        self.spans.iter().find_map(|span| {
+            let offset = (host.addr() as u64).wrapping_sub(span.host.addr() as u64);
+            (offset < span.size).then(|| span.gpa + offset)
+        })
     }
 
     #[inline(always)]
@@ -204,8 +200,10 @@ impl RegionTable {
             let half = left / 2;
             // SAFETY: base + left <= starts.len() holds at every turn, and half < left.
             let start = unsafe { *self.starts.get_unchecked(base + half) };
-            // Multiplied instead of branched on: the outcome is random, and a misprediction costs more than the search.
-            base += half * usize::from(start <= gpa);
+            // All ones if the region begins at or below the address. Not a comparison: the compiler would branch on it, the
+            // outcome is random, and one misprediction costs more than the whole search.
+            let below = !((u128::from(gpa).wrapping_sub(u128::from(start)) >> 64) as usize);
+            base += half & below;
             left -= half;
         }
         Some(base)
@@ -223,16 +221,13 @@ impl RegionTable {
             .collect();
         let starts = spans.iter().map(|span| span.gpa).collect();
         let mut by_user: Vec<u16> = (0..).take(regions.len()).collect();
-        let mut by_host = by_user.clone();
         by_user.sort_by_key(|&i| regions[usize::from(i)].desc.user_addr);
-        by_host.sort_by_key(|&i| spans[usize::from(i)].host);
         RegionTable {
             generation,
             regions,
             starts,
             spans,
             by_user,
-            by_host,
         }
     }
 }

@@ -7,6 +7,9 @@
 //! | Stopping | `EBUSY`     | 0, stays      | joins, Stopped  | `ESHUTDOWN`    | `EBUSY`     |
 //! | Stopped  | → Running   | 0, stays      | 0, stays        | `ESHUTDOWN`    | → gone      |
 //!
+//! Inside a callback of the same server, start, stop, detach and free answer `EDEADLK` whatever the state is;
+//! free is legal inside `stopped`, which comes in state Stopped.
+//!
 //! The internal thread alone makes the step from Stopping to Stopped, as its last act.
 
 use std::time::Duration;
@@ -125,6 +128,14 @@ impl Lifecycle {
 
     pub(crate) fn is_idle(&self) -> bool {
         matches!(self.state(), State::New | State::Stopped)
+    }
+
+    /// Runs `f` if the server is idle, and keeps it so meanwhile. `f` must not come back here.
+    pub(crate) fn while_idle(&self, f: impl FnOnce()) {
+        let inner = self.inner.lock();
+        if matches!(inner.state, State::New | State::Stopped) {
+            f();
+        }
     }
 
     /// `context` will be polled on behalf of a stop: ring it when that is over. False if it is over.

@@ -230,15 +230,7 @@ impl Server {
     /// # Errors
     /// `EINVAL` without one.
     pub fn inflight_dec(&self) -> Result<()> {
-        match self.shared.gate.dec() {
-            Ok(idle) => {
-                if idle {
-                    self.shared.became_idle();
-                }
-                Ok(())
-            }
-            Err(_) => Err(Error::invalid("inflight_dec without inflight_inc")),
-        }
+        self.shared.inflight_dec()
     }
 
     // ---- data -------------------------------------------------------------------------------------------
@@ -305,9 +297,9 @@ impl Server {
     /// Frees the server. Legal inside [`Device::stopped`](crate::Device::stopped).
     ///
     /// # Errors
-    /// `EBUSY`, with the server, unless new or stopped.
+    /// With the server: `EDEADLK` inside any other callback of it; `EBUSY` unless new or stopped.
     pub fn free(self) -> std::result::Result<(), (Error, Self)> {
-        match self.shared.lifecycle.check_idle() {
+        match self.shared.check_free() {
             Ok(()) => Ok(()),
             Err(error) => Err((error, self)),
         }

@@ -178,6 +178,10 @@ fn error_reply(
     size: u32,
     wants_ack: bool,
 ) -> Option<Message> {
+    if request == id::GET_VRING_BASE {
+        // An acknowledgement has the size of its reply, and would be taken for one.
+        return None;
+    }
     let form = spec.map_or(ErrorReply::Nothing, |spec| spec.error_reply);
     let body = match form {
         ErrorReply::Status(value) => encode_u64(value),
@@ -210,6 +214,7 @@ mod tests {
         assert_eq!(refused(id::SET_VRING_NUM, true), Some((id::SET_VRING_NUM, 8)));
         assert_eq!(refused(id::SET_VRING_NUM, false), None);
         assert_eq!(refused(id::GET_CONFIG, false), Some((id::GET_CONFIG, 0)));
+        assert_eq!(refused(id::GET_VRING_BASE, true), None);
         assert_eq!(refused(77, false), None);
         assert_eq!(refused(77, true), Some((77, 8)));
     }

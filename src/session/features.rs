@@ -54,7 +54,8 @@ impl Session {
                 queue.set_enabled(true);
             }
         }
-        if changed != 0 {
+        let first = !std::mem::replace(&mut self.features_set, true);
+        if first || changed != 0 {
             self.push_features();
         }
         Ok(Answer::Done)
@@ -80,7 +81,11 @@ impl Session {
                 format!("protocol features {bits:#x}: {unoffered:#x} not offered"),
             ));
         }
+        let changed = bits != self.protocol_features.bits();
         self.protocol_features = ProtocolFeatures::from_bits_truncate(bits);
+        if changed && self.features_set {
+            self.push_features();
+        }
         Ok(Answer::Done)
     }
 
@@ -101,7 +106,7 @@ impl Session {
 
     pub(super) fn set_status(&mut self, message: &mut Message) -> Handled {
         let status = decode_status(&message.body)?;
-        if status == 0 && self.status != 0 {
+        if status == 0 && (self.status != 0 || self.any_started()) {
             self.reset_rings()?;
         }
         self.status = status;

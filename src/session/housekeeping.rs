@@ -83,7 +83,7 @@ impl Session {
     }
 
     /// Tells the device and the log of rings that broke.
-    fn report_broken(&mut self) -> Result<(), End> {
+    pub(super) fn report_broken(&mut self) -> Result<(), End> {
         if !self.shared.take_broken_hint() {
             return Ok(());
         }

@@ -56,6 +56,8 @@ pub(crate) struct Session {
     vrings: Vec<Vring>,
     /// Acknowledged by the driver and the front-end.
     features: u64,
+    /// SET_FEATURES came since the connection began or the device was reset.
+    features_set: bool,
     protocol_features: ProtocolFeatures,
     backend: Option<BackendChannel>,
     /// The device status that the front-end set; 0 after a reset.
@@ -71,6 +73,7 @@ pub(crate) fn serve(shared: &Arc<Shared>, connection: OwnedFd) {
         transport: Transport::new(connection, Expect::Requests),
         vrings: (0..shared.config.num_queues).map(|_| Vring::default()).collect(),
         features: 0,
+        features_set: false,
         protocol_features: ProtocolFeatures::empty(),
         backend: None,
         status: 0,

@@ -1,6 +1,7 @@
 //! Reset of the device: rings stopped and drained, their state as at the beginning.
 
 use crate::device::StopReason;
+use crate::protocol::features::F_PROTOCOL_FEATURES;
 use crate::stream::Event;
 use crate::transport::Message;
 
@@ -29,9 +30,13 @@ impl Session {
             self.vrings[index].reset();
             if let Some(queue) = self.shared.queue(index as u32) {
                 queue.forget_setup();
-                queue.set_enabled(false);
+                // A front-end that cannot enable rings never does it again.
+                queue.set_enabled(self.features_set && self.features & F_PROTOCOL_FEATURES == 0);
             }
         }
+        // The device has forgotten them and is told again.
+        self.features_set = false;
+        self.shared.config_space.lock().reset();
         self.shared.stream.push(Event::Reset);
         Ok(())
     }

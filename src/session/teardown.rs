@@ -1,7 +1,7 @@
 //! The end of a connection: everything of it is gone before the next one is accepted.
 
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::context::Mail;
 use crate::device::StopReason;
@@ -14,6 +14,9 @@ use crate::sync::{Arc, Ordering};
 use crate::virtqueue::Queue;
 
 use super::{End, Session};
+
+/// How long a stop whose drain time-out has expired still waits for the device to hear what was cut off.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 impl Session {
     /// Recall, drain, unmap, tell the device.
@@ -47,6 +50,7 @@ impl Session {
             }
         }
         self.unmap();
+        self.shared.config_space.lock().reset();
         self.shared.set_acked_features(0);
         self.announce(errno, reason, deadline);
     }
@@ -110,12 +114,13 @@ impl Session {
     }
 
     /// `disconnected` is delivered before the next front-end is accepted. A stop does not wait longer for it
-    /// than the drain may take.
+    /// than the drain may take, and a little when that took all the time there is.
     fn announce(&mut self, errno: i32, reason: String, deadline: Option<Instant>) {
         if self.shared.stream.drop_if_connection_unseen() {
             return;
         }
         let number = self.shared.stream.push(Event::Disconnected { errno, reason });
+        let deadline = deadline.map(|deadline| deadline.max(Instant::now() + LAST_WORDS));
         loop {
             let stopping = self.shared.lifecycle.is_stopping();
             let limit = stopping.then_some(deadline).flatten();

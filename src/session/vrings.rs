@@ -4,6 +4,8 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
+use crate::context::owner::State;
+use crate::context::{Mail, registry};
 use crate::device::StopReason;
 use crate::error::Error;
 use crate::protocol::features::F_PROTOCOL_FEATURES;
@@ -219,7 +221,8 @@ impl Session {
     pub(super) fn set_vring_enable(&mut self, message: &mut Message) -> Handled {
         let VringState { index, num } = VringState::decode(&message.body)?;
         let index = self.check_index(index)?;
-        if self.features & F_PROTOCOL_FEATURES == 0 {
+        // QEMU enables the rings of a network device before it sends the features.
+        if self.features_set && self.features & F_PROTOCOL_FEATURES == 0 {
             return Err(Fault::refuse(
                 libc::EINVAL,
                 format!("queue {index}: enable without the protocol features bit"),
@@ -230,10 +233,23 @@ impl Session {
         }
         let queue = self.queue(index)?;
         queue.set_enabled(num == 1);
+        if num == 1 {
+            self.look_again(&queue);
+        }
         if num == 0 && !self.shared.config.run_disabled_queues && self.vrings[index].is_started() {
             self.take_back(index, StopReason::Disabled)?;
         }
         Ok(Answer::Done)
+    }
+
+    /// A device that runs disabled rings may have left buffers lying because this one was.
+    fn look_again(&self, queue: &Arc<Queue>) {
+        let ownership = queue.owner.load();
+        if ownership.state == State::Owned
+            && let Some(context) = registry::get(ownership.context)
+        {
+            context.post(Mail::Queue(queue.clone()));
+        }
     }
 
     /// What the owner needs to know about a ring; `None` until size, addresses and kick are known.
@@ -297,6 +313,8 @@ impl Session {
             }
         }
         self.wait_until(|_| queues.iter().all(|(_, queue)| queue.is_drained()))?;
+        // What broke as it was given back is told before it is forgotten.
+        self.report_broken()?;
         for (index, queue) in queues {
             queue.retire();
             queue.forget_setup();

@@ -64,7 +64,9 @@ impl Desc {
     pub(super) unsafe fn read(table: *const u8, index: u16) -> Desc {
         // SAFETY: the caller's promise. Relaxed: the acquiring load of the available index comes before.
         unsafe {
-            let words = table.add(usize::from(index) * Desc::SIZE).cast::<AtomicU64>();
+            let words = table
+                .add(usize::from(index) * Desc::SIZE)
+                .cast::<AtomicU64>();
             Desc {
                 addr: u64::from_le((*words).load(Ordering::Relaxed)),
                 rest: u64::from_le((*words.add(1)).load(Ordering::Relaxed)),
@@ -192,15 +194,12 @@ impl SplitAreas {
         unsafe { word(self.used, 2) }
     }
 
-    /// The entries of the used ring, head and length, from a position to the ring's end.
+    /// Head and length at a position of the used ring.
     #[inline(always)]
-    pub(super) fn used_entries(&self, position: u16) -> &[[AtomicU32; 2]] {
+    pub(super) fn used_entry(&self, position: u16) -> &[AtomicU32; 2] {
         let index = usize::from(position & (self.size - 1));
-        // SAFETY: `size` pairs behind flags and index, 4-aligned as the area is; index < size.
-        unsafe {
-            let entries = self.used.add(4).cast::<[AtomicU32; 2]>();
-            std::slice::from_raw_parts(entries.add(index), usize::from(self.size) - index)
-        }
+        // SAFETY: index < size, and the area is 4-aligned.
+        unsafe { &*self.used.add(4 + 8 * index).cast() }
     }
 
     /// Behind the used ring; negotiated `EVENT_IDX` only.

@@ -35,7 +35,8 @@ pub(crate) unsafe fn complete(
     };
     // Completing twice is a bug of the application's. On the owner's thread a plain check finds it; elsewhere
     // the exchange makes sure that of two threads only one goes on.
-    if queue.is_mine() {
+    let here = queue.completes_here(stage);
+    if here {
         if live.state() != state::LIVE {
             return Err(libc::EINVAL);
         }
@@ -44,7 +45,7 @@ pub(crate) unsafe fn complete(
         return Err(libc::EINVAL);
     }
     // SAFETY: the slot is live, and its state was moved just now.
-    unsafe { queue.finish(slot, written, stage) };
+    unsafe { queue.finish(slot, written, here) };
     Ok(())
 }
 

@@ -10,6 +10,8 @@ use super::used::{UsedElem, UsedRing};
 /// Guarded by the queue's publication lock.
 #[derive(Default)]
 pub(super) struct Publication {
+    /// Whoever still arrives or moves to another table does not bring the ring back.
+    dead: bool,
     used: Option<UsedRing>,
     /// Pins the mapping that `used` points into.
     table: Option<Arc<RegionTable>>,
@@ -29,13 +31,16 @@ impl Publication {
         table: Arc<RegionTable>,
         returns: Arc<SlotReturns>,
     ) {
+        self.returns = Some(returns);
+        if self.dead {
+            return;
+        }
         let next = match &self.used {
             Some(used) => used.next_index(),
             None => UsedRing::read_index(areas),
         };
         self.used = Some(UsedRing::new(areas, event_idx, next));
         self.table = Some(table);
-        self.returns = Some(returns);
     }
 
     /// The internal thread, for a queue without an owner: the same ring over a newer table.
@@ -51,10 +56,17 @@ impl Publication {
         }
     }
 
-    /// The ring is dead: completions no longer touch it.
-    pub(super) fn retire(&mut self) {
+    /// The ring is dead until [`revive`](Self::revive): completions no longer touch it. The caller drops the
+    /// mapping, outside of the lock.
+    pub(super) fn retire(&mut self) -> Option<Arc<RegionTable>> {
+        self.dead = true;
         self.used = None;
-        self.table = None;
+        self.table.take()
+    }
+
+    /// A fresh ring takes the dead one's place.
+    pub(super) fn revive(&mut self) {
+        self.dead = false;
     }
 
     /// Publishes a batch. True if the driver wants a notification; `None` if the ring is dead.

@@ -1,7 +1,7 @@
 //! The available side of a split ring: what the owner of the queue pops from.
 
 use super::areas::SplitAreas;
-use super::chain::Walker;
+use super::chain::Reader;
 use super::notify;
 use super::ring_error::RingError;
 use super::slot::{NoSlot, Slot, SlotPool, Stamp, state};
@@ -11,8 +11,8 @@ use crate::sync::Ordering;
 /// The device wants no kicks (flags of the used ring; without `EVENT_IDX` only).
 const NO_NOTIFY: u16 = 1;
 
-/// How many heads are read, and their descriptors asked for, before the first of them is walked.
-const ROUND: usize = 32;
+/// How many chains ahead of the one being walked the descriptors are asked for.
+const AHEAD: usize = 8;
 
 /// Negotiated features that change how the ring is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,11 +27,8 @@ pub(crate) struct NotNewest;
 
 /// The owner's private state of a split ring.
 pub(crate) struct SplitRing {
-    areas: SplitAreas,
+    reader: Reader,
     event_idx: bool,
-    indirect: bool,
-    /// For indirect tables that cannot be read in place.
-    copy: Vec<[u64; 2]>,
     hint: Hint,
     /// Chains popped, counted from the first position: the low 16 bits are the next position to pop.
     popped: u64,
@@ -49,10 +46,8 @@ impl SplitRing {
     /// The available side, to continue at position `last_avail`.
     pub(crate) fn new(areas: SplitAreas, features: SplitFeatures, last_avail: u16) -> SplitRing {
         SplitRing {
-            areas,
+            reader: Reader::new(areas, features.indirect),
             event_idx: features.event_idx,
-            indirect: features.indirect,
-            copy: Vec::new(),
             hint: Hint::default(),
             popped: last_avail.into(),
             bound: last_avail,
@@ -69,16 +64,13 @@ impl SplitRing {
     }
 
     /// The available index as it was loaded last.
+    #[cfg(test)]
     pub(crate) fn avail_seen(&self) -> u16 {
         self.seen
     }
 
-    pub(crate) fn size(&self) -> u16 {
-        self.areas.size()
-    }
-
     /// Whether there is a chain that was not popped: one relaxed load.
-    #[inline]
+    #[cfg(test)]
     pub(crate) fn has_available(&self) -> bool {
         self.peek() != self.last_avail()
     }
@@ -92,7 +84,7 @@ impl SplitRing {
     #[inline(always)]
     fn peek(&self) -> u16 {
         // Relaxed: a hint; pop loads again.
-        u16::from_le(self.areas.avail_index().load(Ordering::Relaxed))
+        u16::from_le(self.reader.areas.avail_index().load(Ordering::Relaxed))
     }
 
     /// Pops up to `out.len()` chains.
@@ -126,74 +118,66 @@ impl SplitRing {
         }
         let count = match pool.gather(ready, stamp) {
             Ok(count) => count,
-            Err(why) => return self.fail(no_slot(why, self.areas.size()), 0),
+            Err(why) => return self.fail(no_slot(why, self.reader.areas.size()), 0),
         };
         let mut done = 0;
         while done < count {
-            let round = &mut out[done..count.min(done + ROUND)];
-            let result = self.pop_round(translate, pool, stamp, round);
-            let (popped, failed) = match result {
-                Ok(popped) => (popped, None),
-                Err((popped, error)) => (popped, Some(error)),
-            };
+            let round = &mut out[done..count];
+            let (popped, failed) = self.pop_round(translate, pool, stamp, round);
             self.popped += popped as u64;
             pool.take(popped);
             done += popped;
             if let Some(error) = failed {
                 pool.clean_next();
-                return self.fail(error, done);
+                return self.fail(*error, done);
             }
         }
         Ok(done)
     }
 
-    /// Pops chains that are in one piece in the available ring, into slots that are gathered. On failure, says how many
-    /// came before.
+    /// Pops chains whose entries are in one piece in the available ring, into slots that are gathered. Says how many, and
+    /// what was wrong with the next one.
     #[inline(always)]
     fn pop_round<T: Translate>(
         &mut self,
-        translate: T,
+        mut translate: T,
         pool: &mut SlotPool,
         stamp: Stamp,
         out: &mut [*mut Slot],
-    ) -> Result<usize, (usize, RingError)> {
-        let areas = self.areas;
-        // Each head is read once; its descriptor is on the way when its turn comes.
-        let mut heads = [0; ROUND];
-        let in_ring = areas.avail_heads(self.last_avail());
-        let count = out.len().min(in_ring.len()).min(ROUND);
-        for (head, word) in heads.iter_mut().zip(&in_ring[..count]) {
-            *head = u16::from_le(word.load(Ordering::Relaxed));
-            areas.prefetch_desc(*head);
-        }
+    ) -> (usize, Option<Box<RingError>>) {
+        let areas = self.reader.areas;
+        let heads = areas.avail_heads(self.last_avail());
+        let count = out.len().min(heads.len());
+        let (heads, out) = (&heads[..count], &mut out[..count]);
         let (busy, free) = (pool.busy(), pool.gathered());
-        let mut walker = Walker {
-            areas,
-            indirect: self.indirect,
-            translate,
-            arena: &mut pool.arena,
-            copy: &mut self.copy,
-        };
-        for (index, (&head, out)) in heads[..count].iter().zip(out).enumerate() {
+        for index in 0..count {
+            if let Some(ahead) = heads.get(index + AHEAD) {
+                // A hint only: the head is read for good when its turn comes.
+                areas.prefetch_desc(u16::from_le(ahead.load(Ordering::Relaxed)));
+            }
             let seq = self.popped + index as u64;
+            let head = u16::from_le(heads[index].load(Ordering::Relaxed));
             // SAFETY: a head below the ring's size has a mark; the pool has gathered as many free slots as `out` has
             // room for, and a free slot has no block.
             unsafe {
                 if head >= areas.size() || (*busy.add(head.into())).load(Ordering::Relaxed) != 0 {
-                    return Err((index, bad_head(head, seq as u16, areas.size())));
+                    return (index, Some(bad_head(head, seq as u16, areas.size())));
                 }
                 let slot = *free.sub(index + 1);
-                if let Err(error) = walker.walk(slot, head) {
-                    return Err((index, error));
+                if let Err(error) = self
+                    .reader
+                    .walk(&mut translate, &mut pool.arena, slot, head)
+                {
+                    return (index, Some(error));
                 }
                 (*busy.add(head.into())).store(1, Ordering::Relaxed);
                 (*slot).set_popped(head, seq);
                 stamp.apply(slot);
-                *out = slot;
+                out[index] = slot;
             }
         }
-        self.hint = walker.translate.hint();
-        Ok(count)
+        self.hint = translate.hint();
+        (count, None)
     }
 
     /// How many chains can be popped, `wanted` at most.
@@ -216,10 +200,10 @@ impl SplitRing {
             return self.leftover();
         }
         // Acquire: pairs with the driver's release of the index; the ring entries and descriptors come after.
-        let index = u16::from_le(self.areas.avail_index().load(Ordering::Acquire));
+        let index = u16::from_le(self.reader.areas.avail_index().load(Ordering::Acquire));
         self.seen = index;
         let ready = index.wrapping_sub(self.last_avail());
-        if ready > self.areas.size() {
+        if ready > self.reader.areas.size() {
             return self.bad_index(index);
         }
         self.bound = index;
@@ -264,7 +248,8 @@ impl SplitRing {
         if !self.event_idx && !self.quiet {
             self.quiet = true;
             // Relaxed: a kick too many does no harm.
-            self.areas
+            self.reader
+                .areas
                 .used_flags()
                 .store(NO_NOTIFY.to_le(), Ordering::Relaxed);
         }
@@ -273,7 +258,7 @@ impl SplitRing {
     /// Asks the driver to kick for the next chain. True: there are chains already that no load has seen.
     #[inline]
     pub(crate) fn rearm(&mut self) -> bool {
-        let areas = self.areas;
+        let areas = self.reader.areas;
         let index = if self.event_idx {
             notify::store_then_load(areas.avail_event(), self.seen, areas.avail_index())
         } else {
@@ -303,7 +288,7 @@ impl SplitRing {
         let error = RingError::AvailIndex {
             index,
             last,
-            size: self.areas.size(),
+            size: self.reader.areas.size(),
         };
         self.broken = Some(error);
         self.leftover()
@@ -320,8 +305,9 @@ impl SplitRing {
 }
 
 #[cold]
-fn bad_head(head: u16, position: u16, size: u16) -> RingError {
-    if head >= size {
+#[inline(never)]
+fn bad_head(head: u16, position: u16, size: u16) -> Box<RingError> {
+    Box::new(if head >= size {
         RingError::Head {
             head,
             position,
@@ -329,7 +315,7 @@ fn bad_head(head: u16, position: u16, size: u16) -> RingError {
         }
     } else {
         RingError::HeadBusy { head, position }
-    }
+    })
 }
 
 #[cold]

@@ -4,7 +4,7 @@
 
 use super::areas::SplitAreas;
 use super::notify;
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::Ordering;
 
 /// The driver wants no interrupts (flags of the available ring; without `EVENT_IDX` only).
 const NO_INTERRUPT: u16 = 1;
@@ -19,11 +19,6 @@ impl UsedElem {
     #[inline(always)]
     pub(crate) fn new(head: u16, len: u32) -> UsedElem {
         UsedElem(u64::from(head) | u64::from(len) << 32)
-    }
-
-    /// The chain's head.
-    pub(crate) fn head(self) -> u16 {
-        self.0 as u16
     }
 
     /// Bytes the device wrote.
@@ -74,12 +69,16 @@ impl UsedRing {
         if batch.is_empty() {
             return false;
         }
-        let old = self.next;
-        let to_end = self.areas.used_entries(old);
-        let (here, wrapped) = batch.split_at(batch.len().min(to_end.len()));
-        write(to_end, here);
-        write(self.areas.used_entries(0), wrapped);
-        self.next = old.wrapping_add(batch.len() as u16);
+        let (areas, old) = (self.areas, self.next);
+        let mut next = old;
+        for elem in batch {
+            let [id, len] = areas.used_entry(next);
+            // Relaxed: the release of the index makes the entry visible.
+            id.store((elem.0 as u32).to_le(), Ordering::Relaxed);
+            len.store(elem.len().to_le(), Ordering::Relaxed);
+            next = next.wrapping_add(1);
+        }
+        self.next = next;
         self.announce(old)
     }
 
@@ -94,14 +93,5 @@ impl UsedRing {
         let event = notify::store_then_load(areas.used_index(), self.next, areas.used_event());
         let first = !std::mem::replace(&mut self.decided, true);
         first || notify::passes(event, self.next, old)
-    }
-}
-
-#[inline(always)]
-fn write(entries: &[[AtomicU32; 2]], batch: &[UsedElem]) {
-    for ([id, len], elem) in entries.iter().zip(batch) {
-        // Relaxed: the release of the index makes the entry visible.
-        id.store((elem.0 as u32).to_le(), Ordering::Relaxed);
-        len.store(elem.len().to_le(), Ordering::Relaxed);
     }
 }

@@ -51,7 +51,12 @@ struct Private {
     ring: Option<SplitRing>,
     pool: Option<SlotPool>,
     table: Option<Arc<RegionTable>>,
+    /// While the queue is held: it keeps the kick descriptor open.
     setup: Option<Setup>,
+    /// The ring that `pool` belongs to; 0 for none.
+    incarnation: u64,
+    /// When to publish what is staged: never more than the ring has entries, whatever the guest makes available.
+    stage_limit: usize,
     /// The current epoch; counted by `popped - completed` until it is folded.
     epoch: *const Epoch,
     popped: u64,
@@ -83,12 +88,16 @@ pub(crate) struct Queue {
     pub(crate) owner: OwnerWord,
     /// The thread that may touch `private`; 0 while no context holds the queue.
     owner_thread: AtomicUsize,
+    /// The thread with this queue's `kick` on its stack; 0 when there is none.
+    kicking: AtomicUsize,
     private: UnsafeCell<Private>,
     publication: Mutex<Publication>,
     setup: Mutex<Option<Setup>>,
     incarnations: AtomicU64,
     pub(crate) bracket: Bracket,
     pub(crate) gate: Gate,
+    /// The program's own increments among what the gate counts.
+    explicit: AtomicU64,
     pub(crate) call: SignalFd,
     pub(crate) err: SignalFd,
     enabled: AtomicBool,
@@ -119,11 +128,14 @@ impl Queue {
             server,
             owner: OwnerWord::new(),
             owner_thread: AtomicUsize::new(0),
+            kicking: AtomicUsize::new(0),
             private: UnsafeCell::new(Private {
                 ring: None,
                 pool: None,
                 table: None,
                 setup: None,
+                incarnation: 0,
+                stage_limit: stage_max,
                 epoch: std::ptr::null(),
                 popped: 0,
                 completed: 0,
@@ -139,6 +151,7 @@ impl Queue {
             incarnations: AtomicU64::new(0),
             bracket: Bracket::default(),
             gate: Gate::new(),
+            explicit: AtomicU64::new(0),
             call: SignalFd::new(),
             err: SignalFd::new(),
             enabled: AtomicBool::new(false),
@@ -162,6 +175,17 @@ impl Queue {
     pub(crate) fn is_mine(&self) -> bool {
         // Relaxed: a thread that stored its own identity sees it; any other value is not this thread's.
         self.owner_thread.load(Ordering::Relaxed) == thread_id()
+    }
+
+    /// The calling thread may complete an element in the owner's half.
+    ///
+    /// Staging is the owner's to do. A plain completion may come from any thread at any time, also from one
+    /// that owned the context until another thread began to dispatch it just now; inside `kick` nobody can
+    /// take the context away.
+    #[inline(always)]
+    pub(super) fn completes_here(&self, stage: bool) -> bool {
+        // Relaxed: as in `is_mine`.
+        stage && self.is_mine() || self.kicking.load(Ordering::Relaxed) == thread_id()
     }
 
     pub(crate) fn set_owner_thread(&self, thread: usize) {
@@ -245,22 +269,26 @@ impl Queue {
     pub(crate) fn inflight_inc(&self) -> Result<()> {
         self.gate.inc().map_err(|_| {
             Error::new(libc::ESHUTDOWN, format!("queue {}: already drained", self.index))
-        })
+        })?;
+        // Relaxed: the gate does the ordering, this only keeps the program from taking an epoch's count.
+        self.explicit.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     pub(crate) fn inflight_dec(&self) -> Result<()> {
-        match self.gate.dec() {
-            Ok(idle) => {
-                if idle {
-                    self.server.became_idle();
-                }
-                Ok(())
-            }
-            Err(_) => Err(Error::invalid(format!(
+        let taken = self.explicit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+            count.checked_sub(1)
+        });
+        if taken.is_err() {
+            return Err(Error::invalid(format!(
                 "queue {}: inflight_dec without inflight_inc",
                 self.index
-            ))),
+            )));
         }
+        if self.gate.dec() == Ok(true) {
+            self.server.became_idle();
+        }
+        Ok(())
     }
 
     // ---- the internal thread ----------------------------------------------------------------------------
@@ -275,6 +303,7 @@ impl Queue {
             self.broken.store(false, Ordering::Release);
             *self.failure.lock() = None;
             self.last_avail.store(u32::from(base), Ordering::Release);
+            self.publication.lock().revive();
             self.gate.reopen();
         }
         *place = Some(setup);
@@ -283,11 +312,16 @@ impl Queue {
     /// The ring is no more: nothing in flight, or the connection is gone. Completions that are still to come
     /// do not touch guest memory.
     pub(crate) fn retire(&self) {
-        self.publication.lock().retire();
+        // Two statements: what is unmapped here is unmapped outside of the lock.
+        let table = self.publication.lock().retire();
+        drop(table);
     }
 
+    /// The ring is no more, and what was wrong with it neither.
     pub(crate) fn forget_setup(&self) {
         *self.setup.lock() = None;
+        self.broken.store(false, Ordering::Release);
+        *self.failure.lock() = None;
     }
 
     /// The queue is INTERNAL: its used ring moves to the current table, or dies if it is not in there.
@@ -299,8 +333,9 @@ impl Queue {
         match resolve(&setup, table, self.index) {
             Ok(areas) => publication.rebase(areas, setup.features.event_idx, table.clone()),
             Err(error) => {
-                publication.retire();
+                let table = publication.retire();
                 drop(publication);
+                drop(table);
                 self.fail(error);
             }
         }
@@ -353,21 +388,21 @@ impl Queue {
     pub(crate) fn arrive(self: &Arc<Self>, context: &Arc<ContextCore>) -> Result<Arc<KickSource>> {
         self.owner_thread.store(thread_id(), Ordering::Relaxed);
         let setup = self.setup.lock().clone();
-        let table = self.server.table.current();
+        let table = self.enter_current_table();
         let result = self.with_private(|private| {
             private.context = Some(context.clone());
             private.remembered = false;
             let setup = setup.ok_or_else(|| Error::invalid("a queue without a ring"))?;
-            if private.setup.as_ref().is_none_or(|s| s.incarnation != setup.incarnation) {
+            if private.incarnation != setup.incarnation {
                 // Whatever the previous ring had in flight is gone, or this queue would be an orphan.
                 private.pool = Some(SlotPool::new(setup.size, self.server.config.elem_priv_size));
+                private.incarnation = setup.incarnation;
+                private.stage_limit = self.server.config.stage_max.min(setup.size.into());
             }
             private.setup = Some(setup.clone());
-            self.bracket.enter(&self.server.table, table.generation());
-            let placed = self.place(private, &setup, table, self.last_avail());
-            self.bracket.leave();
-            placed.map(|()| setup.kick)
+            self.place(private, &setup, table, self.last_avail()).map(|()| setup.kick)
         });
+        self.bracket.leave();
         match result {
             Some(Ok(kick)) => Ok(kick),
             Some(Err(error)) => {
@@ -375,6 +410,17 @@ impl Queue {
                 Err(error)
             }
             None => Err(Error::new(libc::EXDEV, "not the owner")),
+        }
+    }
+
+    /// Begins a bracket with the table that is the current one also after it began.
+    fn enter_current_table(&self) -> Arc<RegionTable> {
+        loop {
+            let table = self.server.table.current();
+            self.bracket.enter(&self.server.table, table.generation());
+            if self.server.table.generation() == table.generation() {
+                return table;
+            }
         }
     }
 
@@ -437,6 +483,7 @@ impl Queue {
             }
             self.fold(private);
             private.table = None;
+            private.setup = None;
             private.context = None;
             private.in_kick = false;
         });
@@ -464,7 +511,7 @@ impl Queue {
         let placed = this.place(private, &setup, table.clone(), last_avail);
         let new = (private.epoch, private.popped, private.completed);
         if placed.is_err() {
-            self.publication.lock().retire();
+            self.retire();
         } else {
             private.epoch = old.0;
             private.popped = old.1;
@@ -556,6 +603,7 @@ impl Queue {
     /// Brackets a call of `kick`.
     pub(crate) fn set_in_kick(&self, in_kick: bool) {
         self.with_private(|private| private.in_kick = in_kick);
+        self.kicking.store(if in_kick { thread_id() } else { 0 }, Ordering::Relaxed);
         if in_kick {
             self.counters.kicks.add(1);
         }
@@ -630,6 +678,9 @@ impl Queue {
         }
         if self.owner.is_recalled_relaxed() {
             return Err(libc::ESHUTDOWN);
+        }
+        if self.is_broken() {
+            return Err(libc::EBADMSG);
         }
         // SAFETY: this thread owns the queue, and nothing below comes back to it.
         let private = unsafe { &mut *self.private.get() };
@@ -754,14 +805,15 @@ impl Queue {
     /// Completes an element of this queue; see [`super::element::complete`] for who checked what.
     ///
     /// # Safety
-    /// `slot` is a live element of this queue, and its state was moved to STAGED by the caller.
+    /// `slot` is a live element of this queue, and its state was moved to STAGED by the caller. `here` is what
+    /// [`completes_here`](Self::completes_here) said.
     #[inline]
-    pub(super) unsafe fn finish(&self, slot: *mut Slot, written: u32, stage: bool) {
+    pub(super) unsafe fn finish(&self, slot: *mut Slot, written: u32, here: bool) {
         // SAFETY: the caller's promise; the slot stays valid until it is released below.
         let (head, epoch, out_len) =
             unsafe { ((*slot).head(), (*slot).epoch.cast::<Epoch>(), (*slot).elem.out_len) };
         let elem = UsedElem::new(head, written);
-        if self.is_mine() {
+        if here {
             // SAFETY: this thread owns the queue, and nothing below comes back to it.
             let private = unsafe { &mut *self.private.get() };
             if epoch == private.epoch
@@ -772,9 +824,7 @@ impl Queue {
                 private.staged.push(elem);
                 private.staged_in += u64::from(written);
                 private.staged_out += u64::from(out_len);
-                if private.staged.len() >= self.server.config.stage_max
-                    || !(stage || private.in_kick)
-                {
+                if private.staged.len() >= private.stage_limit {
                     self.flush_private(private);
                 } else if private.staged.len() == 1 && !private.in_kick {
                     self.flush_later(private);

@@ -117,7 +117,10 @@ fn edges() {
     assert_eq!(table.translate_user(0x7000_0000_1fff, 2), None);
     assert_eq!(table.host_to_gpa(std::ptr::null()), None);
     // What follows a region in the host is not its memory.
-    let past = table.translate(0x2000, 0x1000).expect("mapped").wrapping_add(0x1000);
+    let past = table
+        .translate(0x2000, 0x1000)
+        .expect("mapped")
+        .wrapping_add(0x1000);
     assert_ne!(table.host_to_gpa(past), Some(0x3000));
 }
 

@@ -23,7 +23,9 @@ fn read(host: *const u8) -> u8 {
 fn mapped_pages(fd: &OwnedFd) -> u64 {
     let inode = nix::sys::stat::fstat(fd).expect("fstat").st_ino.to_string();
     let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
-    let mine = maps.lines().filter(|line| line.split_whitespace().nth(4) == Some(&inode));
+    let mine = maps
+        .lines()
+        .filter(|line| line.split_whitespace().nth(4) == Some(&inode));
     mine.map(|line| {
         let (start, rest) = line.split_once('-').expect("start-end");
         let (end, _) = rest.split_once(' ').expect("end");

@@ -1,0 +1,1340 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/**
+ * @file
+ * vu-server: a vhost-user device server.
+ *
+ * Turns a program into a virtio device back-end, in the program's own event
+ * loop. The library listens on a UNIX socket, speaks the vhost-user protocol
+ * with the front-end that connects (QEMU and others), maps the guest's memory,
+ * runs the virtqueues, and calls the program back. This file is generated; it
+ * is the reference.
+ *
+ *
+ * Objects
+ * -------
+ * vu_server  a device; one front-end at a time is connected to it
+ * vu_vq      one of its virtqueues
+ * vu_elem    one request of the driver, popped from a virtqueue
+ * vu_ctx     an event loop of the program: its own, one over epoll that comes
+ *            with the library, or a thread that polls
+ * vu_error   why a set-up call failed
+ *
+ *
+ * Lifecycle
+ * ---------
+ *
+ *   vu_server_new()
+ *        |
+ *        v      vu_server_start()          vu_server_request_stop()
+ *       NEW ----------------------> RUNNING ----------------------> STOPPING
+ *        |                            ^ |      vu_server_stop()         |
+ *        |          vu_server_start() | |                               |
+ *        |                            | v      all is down              |
+ *        |                          STOPPED <----------------------------
+ *        |                             |
+ *        +------ vu_server_free() -----+
+ *
+ *   call          new         running      stopping       stopped
+ *   start         0           -EBUSY       -EBUSY         0
+ *   request_stop  0, nothing  0            0, nothing     0, nothing
+ *   stop          0, nothing  0            0, joins       0, nothing
+ *   attach_ctx    -ESHUTDOWN  0, -EBUSY    -ESHUTDOWN     -ESHUTDOWN
+ *   detach_ctx    -ESHUTDOWN  0            -ESHUTDOWN     -ESHUTDOWN
+ *   free          0           -EBUSY       -EBUSY         0
+ *
+ * request_detach and attach_vq_ctx are as detach_ctx. While it runs, a server
+ * is attached to contexts or detached. Connections come and go: connected,
+ * features_acked, queue_started ... kick ... queue_stopping, queue_stopped,
+ * disconnected; then the next front-end is accepted. What a front-end or a
+ * guest does wrong ends its ring or its connection, never the server.
+ *
+ *
+ * Threads
+ * -------
+ * A started server has one internal thread, "vu-<name>", with all signals
+ * blocked; it never runs code of the device. A context is owned by the thread
+ * that made it, adopted it (vu_ctx_adopt()) or last dispatched it; a second
+ * thread that dispatches it at the same time gets -EBUSY. Every device callback
+ * and every call of vu_ctx_ops runs on the owner, inside a dispatch of that
+ * context, or inside stop, detach or free called by the owner: a program with
+ * one thread needs no lock. A server has a home context; each queue has a
+ * context, at first the home one. Completing elements, counting, configuration
+ * changes, statistics and the request_* functions are for any thread. No lock of
+ * the library's is held during a callback. There is no global mutable state
+ * that servers share; distinct servers are independent. The library installs no
+ * signal handlers and raises no SIGPIPE; all its descriptors are close-on-exec;
+ * a forked child may only call _exit() or execve().
+ *
+ *   owner     on the thread that owns the context concerned
+ *   any       on any other thread
+ *   callback  inside a callback of the same server (on the owner, then)
+ *   detached  while the server is detached
+ *   idle      only while the context's loop is not running
+ *
+ *   function                   owner    any      callback  detached
+ *   vu_ctx_new                 yes      idle     yes       yes
+ *   vu_ctx_new_epoll           yes      yes      yes       yes
+ *   vu_ctx_new_polled          yes      yes      yes       yes
+ *   vu_ctx_free                yes      idle     -EBUSY    yes
+ *   vu_ctx_adopt               yes      idle     yes       yes
+ *   vu_ctx_fd                  yes      yes      yes       yes
+ *   vu_ctx_dispatch            yes      idle     yes       yes
+ *   vu_ctx_run                 yes      idle     yes       yes
+ *   vu_ctx_quit                yes      yes      yes       yes
+ *   vu_ctx_set_busy_poll       yes      idle     yes       yes
+ *   vu_ctx_poll                yes      idle     yes       yes
+ *   vu_ctx_watch               yes      idle     yes       yes
+ *   vu_ctx_unwatch             yes      idle     yes       yes
+ *   vu_ctx_flush               yes      -EXDEV   yes       yes
+ *   vu_watch_poll              yes      idle     yes       yes
+ *   vu_server_new              yes      yes      yes       yes
+ *   vu_server_start            yes      yes      -EDEADLK  yes
+ *   vu_server_stop             yes      yes      -EDEADLK  yes
+ *   vu_server_request_stop     yes      yes      yes       yes
+ *   vu_server_is_stopped       yes      yes      yes       yes
+ *   vu_server_free             yes      yes      -EDEADLK  yes
+ *   vu_server_attach_ctx       yes      yes      yes       yes
+ *   vu_server_detach_ctx       yes      -EBUSY   -EDEADLK  yes
+ *   vu_server_request_detach   yes      yes      yes       yes
+ *   vu_server_attach_vq_ctx    yes      yes      yes       yes
+ *   vu_server_is_quiesced      yes      yes      yes       yes
+ *   vu_server_has_inflight     yes      yes      yes       yes
+ *   vu_server_inflight_inc     yes      yes      yes       yes
+ *   vu_server_inflight_dec     yes      yes      yes       yes
+ *   vu_server_set_config       yes      yes      yes       yes
+ *   vu_server_get_config       yes      yes      yes       yes
+ *   vu_server_features         yes      yes      yes       yes
+ *   vu_server_vq               yes      yes      yes       yes
+ *   vu_server_get_stats        yes      yes      yes       yes
+ *   vu_vq_get_stats            yes      yes      yes       yes
+ *   vu_vq_pop                  yes      -EXDEV   yes       -EXDEV
+ *   vu_vq_unpop                yes      -EXDEV   yes       -EXDEV
+ *   vu_vq_stage                yes      yes      yes       yes
+ *   vu_vq_flush                yes      -EXDEV   yes       -EXDEV
+ *   vu_vq_index                yes      yes      yes       yes
+ *   vu_vq_size                 yes      yes      yes       yes
+ *   vu_vq_server               yes      yes      yes       yes
+ *   vu_vq_enabled              yes      yes      yes       yes
+ *   vu_vq_set_data             yes      yes      yes       yes
+ *   vu_vq_data                 yes      yes      yes       yes
+ *   vu_vq_inflight_inc         yes      yes      yes       yes
+ *   vu_vq_inflight_dec         yes      yes      yes       yes
+ *   vu_elem_complete           yes      yes      yes       yes
+ *   vu_elem_read               yes      yes      yes       yes
+ *   vu_elem_write              yes      yes      yes       yes
+ *   vu_elem_iov_slice          yes      yes      yes       yes
+ *   vu_elem_mark_dirty         yes      yes      yes       yes
+ *   vu_elem_vq                 yes      yes      yes       yes
+ *   vu_error_code              yes      yes      yes       yes
+ *   vu_error_message           yes      yes      yes       yes
+ *   vu_error_free              yes      yes      yes       yes
+ *   vu_version                 yes      yes      yes       yes
+ *   vu_version_string          yes      yes      yes       yes
+ *
+ * vu_server_free() is legal inside the callback `stopped`. vu_server_stop() is
+ * -EDEADLK inside callbacks of other servers and of vu_ctx_watch(), too. Freeing
+ * an object, and using an element, an error or a stage of set-up from two
+ * threads at once, is the program's to avoid. vu_server_config.log must not call
+ * the library, vu_server_config.wake may only wake a loop. vu_ctx_quit() is the
+ * one function for signal handlers.
+ *
+ *
+ * Moving and detaching
+ * --------------------
+ * A queue belongs to one context at a time. vu_server_attach_vq_ctx() moves it,
+ * vu_server_detach_ctx() and vu_server_request_detach() take everything out of
+ * its contexts, vu_server_attach_ctx() puts it into one again; the front-end
+ * notices nothing, requests in flight stay valid, no kick is lost. A drained
+ * section begins with vu_server_request_detach(), then waits until
+ * vu_server_is_quiesced() and not vu_server_has_inflight(), woken up by
+ * vu_server_config.wake.
+ *
+ *
+ * Errors
+ * ------
+ * Functions return >= 0 or -errno; the global errno is not used. Set-up calls
+ * also give a vu_error, if the caller wants one. What comes out through a
+ * pointer is NULL after a failure. NULL for an object is -EINVAL, or what the
+ * function says; the free functions accept it. Beside the listed ones, every
+ * function may return -EIO (a fault inside of the library was caught; the server
+ * can then only be stopped and freed) and functions of such a server
+ * -ENOTRECOVERABLE.
+ *
+ * Structures that the program fills in begin with their size, which the INIT
+ * macros set. They grow at their end only, so a program works with a newer
+ * library, and with an older one as long as it uses nothing new: -E2BIG.
+ *
+ *
+ * Example
+ * -------
+ * A device that sends back what it is sent:
+ *
+ * @code
+ * static int on_kick(void *dev, vu_vq *vq)
+ * {
+ *     vu_elem *elem;
+ *
+ *     (void)dev;
+ *     while (vu_vq_pop(vq, &elem, 1) > 0) {
+ *         char buf[512];
+ *         size_t n = vu_elem_read(elem, 0, buf, sizeof buf);
+ *
+ *         n = vu_elem_write(elem, 0, buf, n);
+ *         vu_vq_stage(vq, elem, (uint32_t)n);
+ *     }
+ *     return 0;
+ * }
+ *
+ * int serve(const char *path)
+ * {
+ *     const vu_device_ops ops = { VU_DEVICE_OPS_INIT, .kick = on_kick };
+ *     vu_server_config config = VU_SERVER_CONFIG_INIT;
+ *     vu_server *server = NULL;
+ *     vu_ctx *ctx = NULL;
+ *
+ *     config.num_queues = 1;
+ *     int rc = vu_ctx_new_epoll(&ctx, NULL);
+ *     if (rc >= 0)
+ *         rc = vu_server_new(&config, &ops, NULL, &server, NULL);
+ *     if (rc >= 0)
+ *         rc = vu_server_start(server, path, ctx, NULL);
+ *     if (rc >= 0)
+ *         rc = vu_ctx_run(ctx);
+ *     vu_server_stop(server);
+ *     vu_server_free(server);
+ *     vu_ctx_free(ctx);
+ *     return rc;
+ * }
+ * @endcode
+ */
+
+#ifndef VU_SERVER_H
+#define VU_SERVER_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+/* The version of this header; vu_version() tells the one of the library. */
+#define VU_SERVER_VERSION_MAJOR 0
+#define VU_SERVER_VERSION_MINOR 1
+#define VU_SERVER_VERSION_PATCH 0
+#define VU_SERVER_VERSION_STRING "0.1.0"
+/* 0xMMmmpp, to compare with. */
+#define VU_SERVER_VERSION                                              \
+    ((VU_SERVER_VERSION_MAJOR << 16) | (VU_SERVER_VERSION_MINOR << 8) | \
+     VU_SERVER_VERSION_PATCH)
+
+/*
+ * Initialisers of the structures that begin with their size. The two for tables
+ * of functions stand inside the braces, before the functions:
+ *     static const vu_device_ops ops = { VU_DEVICE_OPS_INIT, .kick = kick };
+ */
+#define VU_CTX_OPS_INIT .struct_size = sizeof(vu_ctx_ops)
+#define VU_DEVICE_OPS_INIT .struct_size = sizeof(vu_device_ops)
+#define VU_SERVER_CONFIG_INIT { .struct_size = sizeof(vu_server_config) }
+#define VU_SERVER_STATS_INIT { .struct_size = sizeof(vu_server_stats) }
+#define VU_VQ_STATS_INIT { .struct_size = sizeof(vu_vq_stats) }
+
+/* Before functions whose result must not be ignored. */
+#ifndef VU_MUST_USE
+#if defined(__GNUC__) || defined(__clang__)
+#define VU_MUST_USE __attribute__((warn_unused_result))
+#else
+#define VU_MUST_USE
+#endif
+#endif
+
+
+/**
+ * Answer of vu_device_ops.kick: call again after the loop has served others.
+ */
+#define VU_AGAIN 1
+
+/**
+ * Why a queue leaves its context: the front-end changes something (its kick
+ * descriptor, for one); the queue comes back.
+ */
+#define VU_STOP_RECALL 1
+
+/**
+ * The front-end stops the ring (GET_VRING_BASE).
+ */
+#define VU_STOP_VRING_BASE 2
+
+/**
+ * The front-end disables the ring.
+ */
+#define VU_STOP_DISABLED 3
+
+/**
+ * The server, or the queue, is being detached from its context.
+ */
+#define VU_STOP_DETACH 4
+
+/**
+ * The queue moves to another context.
+ */
+#define VU_STOP_MOVE 5
+
+/**
+ * The device is being reset.
+ */
+#define VU_STOP_RESET 6
+
+/**
+ * The connection has ended.
+ */
+#define VU_STOP_DISCONNECT 7
+
+/**
+ * The server is being stopped.
+ */
+#define VU_STOP_SERVER 8
+
+/**
+ * The ring is broken.
+ */
+#define VU_STOP_BROKEN 9
+
+/**
+ * Log level, as in syslog(3): something is lost; a callback failed, a queue
+ * was orphaned.
+ */
+#define VU_LOG_ERROR 3
+
+/**
+ * Log level: the peer or the guest misbehaves; a refused message, a broken
+ * ring.
+ */
+#define VU_LOG_WARNING 4
+
+/**
+ * Log level: connections come and go.
+ */
+#define VU_LOG_INFO 6
+
+/**
+ * Log level: each message.
+ */
+#define VU_LOG_DEBUG 7
+
+/**
+ * vu_server_config.on_broken_ring: stop that ring, the others go on.
+ */
+#define VU_BROKEN_RING_STOP 0
+
+/**
+ * vu_server_config.on_broken_ring: end the connection.
+ */
+#define VU_BROKEN_RING_DISCONNECT 1
+
+/**
+ * vu_server_config.flags: also run queues that the front-end has not enabled,
+ * as a network device does; vu_vq_enabled() tells them apart.
+ */
+#define VU_SERVER_RUN_DISABLED_QUEUES 1
+
+/**
+ * vu_server_config.flags: refuse guest memory whose file the front-end could
+ * truncate (no F_SEAL_SHRINK). Without this, a front-end that truncates a
+ * mapped file makes the next access to it a SIGBUS in this process.
+ */
+#define VU_SERVER_REQUIRE_SEALED_MEMORY 2
+
+/**
+ * A context: one event loop of the application. See "Threads" at the top of
+ * this file for who owns it.
+ */
+typedef struct vu_ctx vu_ctx;
+
+/**
+ * Why a set-up call failed: an error number and a sentence that names the
+ * field and the value. Made by functions with a `vu_error **` parameter, freed
+ * with vu_error_free(). It belongs to no thread.
+ */
+typedef struct vu_error vu_error;
+
+/**
+ * A virtio device that front-ends can connect to.
+ */
+typedef struct vu_server vu_server;
+
+/**
+ * A virtqueue of a server; lives as long as the server. Get it from
+ * vu_server_vq() or from a callback.
+ */
+typedef struct vu_vq vu_vq;
+
+/**
+ * What a watch calls when its descriptor is ready.
+ *
+ * For the watches that the library asks for, the loop calls it with the `data`
+ * that it was given: on the loop's thread, as long as the descriptor is ready
+ * (level-triggered). Calls without readiness are fine, and so is one that
+ * comes after remove_watch(): `data` stays valid until vu_ctx_free().
+ *
+ * For vu_ctx_watch() it is the application's own function.
+ *
+ * @param revents what the descriptor is ready for, as from poll(2)
+ */
+typedef void (*vu_ctx_watch_fn)(void *data, uint32_t revents);
+
+/**
+ * An event loop, as the library drives it. Every function is called on the
+ * thread that owns the context: inside a dispatch, or inside vu_server_stop(),
+ * vu_server_detach_ctx(), vu_ctx_new() or vu_ctx_free() called there.
+ *
+ * A context needs one watch for its doorbell and one for the kick descriptor
+ * of each started queue.
+ */
+typedef struct vu_ctx_ops {
+    /**
+     * sizeof(vu_ctx_ops), see VU_CTX_OPS_INIT.
+     */
+    size_t struct_size;
+    /**
+     * Required. Watches `fd`, or replaces its watch: `events` is the whole
+     * mask, of poll(2)'s values (POLLIN ...). The descriptor is borrowed.
+     * Returns 0 or -errno, which breaks the ring concerned.
+     */
+    int (*set_watch)(void *loop,
+                     int fd,
+                     uint32_t events,
+                     vu_ctx_watch_fn fn,
+                     void *data);
+    /**
+     * Required. Ends the watch of `fd`; always called before it is closed.
+     */
+    void (*remove_watch)(void *loop, int fd);
+    /**
+     * Optional. Runs one iteration of the loop, waiting up to `timeout_ms` for
+     * the first event; 0 or -errno. With it, vu_server_stop() works on the
+     * loop's thread.
+     */
+    int (*poll)(void *loop, int timeout_ms);
+    /**
+     * Optional. Called exactly once: inside vu_ctx_free(), or inside
+     * vu_ctx_new() if that fails after it could read this structure.
+     */
+    void (*destroy)(void *loop);
+} vu_ctx_ops;
+
+/**
+ * What a server is made from. All zero but struct_size and num_queues is a
+ * fine configuration.
+ */
+typedef struct vu_server_config {
+    /**
+     * sizeof(vu_server_config), see VU_SERVER_CONFIG_INIT.
+     */
+    size_t struct_size;
+    /**
+     * The internal thread is called "vu-<name>", cut to 15 bytes, and log
+     * lines are about it; UTF-8. NULL: "server".
+     */
+    const char *name;
+    /**
+     * VU_SERVER_* flags; an unknown one is -EINVAL.
+     */
+    uint64_t flags;
+    /**
+     * Virtio feature bits of the device class to offer (0 to 23 and 50 to 63).
+     * The library adds those that it implements: VIRTIO_F_VERSION_1,
+     * VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_RING_F_EVENT_IDX.
+     */
+    uint64_t features;
+    /**
+     * Features of the library's that shall not be offered.
+     */
+    uint64_t features_masked;
+    /**
+     * Virtqueues: 1 to 1024.
+     */
+    uint32_t num_queues;
+    /**
+     * The largest ring accepted: a power of two, 32768 at most; 0: 32768.
+     */
+    uint32_t max_queue_size;
+    /**
+     * The configuration space at the start, copied; later it is changed with
+     * vu_server_set_config().
+     */
+    const void *config_space;
+    /**
+     * Its bytes: 0 to 256.
+     */
+    uint32_t config_size;
+    /**
+     * config_size bytes, copied: the driver may write the bytes of the config
+     * space that are not zero in here. NULL: none.
+     */
+    const void *config_writable;
+    /**
+     * Bytes of vu_elem.priv; 0: none.
+     */
+    uint32_t elem_priv_size;
+    /**
+     * How many elements vu_vq_stage() gathers before they are published: 1 to
+     * 256; 0: 32.
+     */
+    uint32_t stage_max;
+    /**
+     * How long stop and disconnect wait for elements in flight before they cut
+     * their queues off, in milliseconds; 0: 10000, UINT32_MAX: for ever.
+     */
+    uint32_t drain_timeout_ms;
+    /**
+     * One of VU_BROKEN_RING_*.
+     */
+    uint32_t on_broken_ring;
+    /**
+     * Log lines up to this level are delivered: VU_LOG_*, or any other level
+     * of syslog(3); 0: none.
+     */
+    uint32_t log_level;
+    /**
+     * Gets log lines: NUL-terminated UTF-8 without a newline, valid during the
+     * call. From any thread that runs code of the library's; must not call
+     * the library. NULL: silent.
+     */
+    void (*log)(void *log_opaque, int level, const char *message);
+    /**
+     * Passed to `log`.
+     */
+    void *log_opaque;
+    /**
+     * Called when the server becomes quiesced, has nothing in flight any more
+     * or is stopped: something that a loop may wait for has changed. From any
+     * thread, at any time; may only wake that loop. NULL: none.
+     */
+    void (*wake)(void *wake_opaque);
+    /**
+     * Passed to `wake`.
+     */
+    void *wake_opaque;
+} vu_server_config;
+
+/**
+ * A virtio device.
+ *
+ * Every function but `kick` may be NULL. Each is called on the thread that
+ * owns the context concerned, inside a dispatch of that context (or inside
+ * vu_server_stop() or vu_server_detach_ctx() called by that thread): the
+ * queue's context for kick, queue_started and queue_stopping, the server's
+ * home context for the others. The ones of the home context come in order, and
+ * before a queue is started all that precede it have been delivered. While the
+ * server is detached none is called; they are delivered later.
+ *
+ * A function must return: no longjmp() and no C++ exception may pass through
+ * the library.
+ */
+typedef struct vu_device_ops {
+    /**
+     * sizeof(vu_device_ops), see VU_DEVICE_OPS_INIT.
+     */
+    size_t struct_size;
+    /**
+     * Required. There may be elements to pop; guest notifications are off
+     * meanwhile. Returns 0 when everything that the device wants to look at
+     * has been looked at (it is called again when the driver makes more
+     * available), or VU_AGAIN.
+     */
+    int (*kick)(void *dev, struct vu_vq *vq);
+    /**
+     * The queue has arrived in this context and can be popped.
+     */
+    void (*queue_started)(void *dev, struct vu_vq *vq);
+    /**
+     * The queue is about to leave this context, for one of VU_STOP_*. Complete
+     * or unpop the elements that are merely held (the receive buffers of a
+     * network device); requests that are being worked on may be completed
+     * later, from any thread. vu_vq_pop() answers -ESHUTDOWN by now.
+     */
+    void (*queue_stopping)(void *dev, struct vu_vq *vq, uint32_t reason);
+    /**
+     * Nothing of this queue is in flight any more.
+     */
+    void (*queue_stopped)(void *dev, uint32_t index);
+    /**
+     * A front-end has connected.
+     */
+    void (*connected)(void *dev);
+    /**
+     * The connection has ended and everything of it is gone. `error` is 0 if
+     * the peer closed it between two messages or the server was stopped, else
+     * -errno; `reason` says it in words, valid during the call.
+     */
+    void (*disconnected)(void *dev, int error, const char *reason);
+    /**
+     * The features that the driver has accepted, and the front-end's protocol
+     * features.
+     */
+    void (*features_acked)(void *dev,
+                           uint64_t features,
+                           uint64_t protocol_features);
+    /**
+     * The driver wrote these bytes of the config space (merged over writes
+     * that were not delivered yet); read them with vu_server_get_config().
+     */
+    void (*config_written)(void *dev, uint32_t offset, uint32_t size);
+    /**
+     * The driver or the front-end reset the device; all its queues are stopped.
+     */
+    void (*reset)(void *dev);
+    /**
+     * This ring is broken and stopped, the others go on: -errno, and `reason`
+     * in words, valid during the call.
+     */
+    void (*ring_broken)(void *dev, uint32_t index, int error, const char *reason);
+    /**
+     * The drain time-out expired with elements of this queue in flight. Its
+     * memory stays until the last of them is completed; the device is served
+     * by a new queue with this index.
+     */
+    void (*orphaned)(void *dev, uint32_t index);
+    /**
+     * The stop that vu_server_request_stop() began is complete.
+     * vu_server_free() is legal in here.
+     */
+    void (*stopped)(void *dev);
+    /**
+     * Called exactly once: inside vu_server_free(), or inside vu_server_new()
+     * if that fails after it could read this structure. Nothing of the device
+     * is called after it.
+     */
+    void (*destroy)(void *dev);
+} vu_device_ops;
+
+/**
+ * What a server has done since it was made. Counters only grow, but for
+ * memory_regions.
+ */
+typedef struct vu_server_stats {
+    /**
+     * sizeof(vu_server_stats), see VU_SERVER_STATS_INIT.
+     */
+    size_t struct_size;
+    /**
+     * Front-ends served.
+     */
+    uint64_t connections;
+    /**
+     * Messages received.
+     */
+    uint64_t messages;
+    /**
+     * Messages refused; the connection lived on.
+     */
+    uint64_t refusals;
+    /**
+     * Connections ended because of what the peer sent.
+     */
+    uint64_t protocol_errors;
+    /**
+     * Rings that broke.
+     */
+    uint64_t broken_rings;
+    /**
+     * Queues cut off by a drain time-out.
+     */
+    uint64_t orphaned_queues;
+    /**
+     * Configuration changes that the front-end was told of.
+     */
+    uint64_t config_changes;
+    /**
+     * Guest memory regions mapped now.
+     */
+    uint64_t memory_regions;
+    /**
+     * Messages received, by request id; ids from 64 on are only counted in
+     * `messages`.
+     */
+    uint64_t messages_by_type[64];
+} vu_server_stats;
+
+/**
+ * What a queue has done since its server was made. Counters only grow, but for
+ * inflight.
+ */
+typedef struct vu_vq_stats {
+    /**
+     * sizeof(vu_vq_stats), see VU_VQ_STATS_INIT.
+     */
+    size_t struct_size;
+    /**
+     * Elements popped and not put back.
+     */
+    uint64_t pops;
+    /**
+     * Elements completed and published.
+     */
+    uint64_t completions;
+    /**
+     * Device-readable bytes of the completed elements.
+     */
+    uint64_t bytes_out;
+    /**
+     * Bytes written, as told at completion.
+     */
+    uint64_t bytes_in;
+    /**
+     * Calls of vu_device_ops.kick.
+     */
+    uint64_t kicks;
+    /**
+     * Notifications sent to the driver.
+     */
+    uint64_t notifications;
+    /**
+     * Publications after which the driver did not want one.
+     */
+    uint64_t notifications_suppressed;
+    /**
+     * Elements popped and not completed now.
+     */
+    uint64_t inflight;
+    /**
+     * Elements that a Rust device dropped; always 0 for a device in C.
+     */
+    uint64_t dropped;
+    /**
+     * How often the ring broke.
+     */
+    uint64_t breaks;
+} vu_vq_stats;
+
+/**
+ * One request: a chain of buffers in guest memory.
+ *
+ * Allocated by the library, read-only to the application, valid from
+ * vu_vq_pop() until it is completed. Never copied or put into arrays by value:
+ * later versions append fields.
+ *
+ * The guest can change the bytes behind the iovecs at any time: read each byte
+ * once, check the copy. The addresses stay valid until the element is
+ * completed, whatever happens to the queue, the connection or the server.
+ */
+typedef struct vu_elem {
+    /**
+     * Device-readable buffers: from the guest to the device.
+     */
+    const struct iovec *out;
+    /**
+     * How many of them.
+     */
+    uint32_t out_num;
+    /**
+     * Device-writable buffers: from the device to the guest.
+     */
+    const struct iovec *in;
+    /**
+     * How many of them.
+     */
+    uint32_t in_num;
+    /**
+     * Bytes in `out`.
+     */
+    uint32_t out_len;
+    /**
+     * Bytes in `in`.
+     */
+    uint32_t in_len;
+    /**
+     * vu_server_config.elem_priv_size bytes for the application, 16-aligned,
+     * zeroed when first allocated and then left as the previous request left
+     * them; NULL if that size is 0.
+     */
+    void *priv;
+} vu_elem;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Wraps a loop of the application's. On the loop's thread, which becomes the
+ * owner, or while the loop is not running.
+ *
+ * @param ops copied
+ * @param loop passed to every function of `ops`
+ * @return 0; -EINVAL (a required function is NULL), -E2BIG (`ops` uses what
+ *         this version does not know), -EMFILE, or what set_watch() answered
+ */
+VU_MUST_USE
+int vu_ctx_new(const struct vu_ctx_ops *ops,
+               void *loop,
+               struct vu_ctx **ctx,
+               struct vu_error **err);
+
+/**
+ * Makes a context with a loop of its own, over epoll(7): run it with
+ * vu_ctx_run() or vu_ctx_dispatch(), or watch vu_ctx_fd() in another loop. The
+ * calling thread becomes the owner.
+ *
+ * @return 0; -EMFILE, -ENFILE, -ENOMEM, -EINVAL for NULL
+ */
+VU_MUST_USE int vu_ctx_new_epoll(struct vu_ctx **ctx, struct vu_error **err);
+
+/**
+ * Makes a context without any descriptors, for a thread that polls all the
+ * time with vu_ctx_poll(); guest notifications stay off. The calling thread
+ * becomes the owner.
+ *
+ * @return 0; -EMFILE, -ENOMEM, -EINVAL for NULL
+ */
+VU_MUST_USE int vu_ctx_new_polled(struct vu_ctx **ctx, struct vu_error **err);
+
+/**
+ * Frees a context; NULL is fine. On the loop's thread, or while the loop is
+ * not running. Removes the watches that are left and calls
+ * vu_ctx_ops.destroy.
+ *
+ * @return 0; -EBUSY while a server or one of its queues is attached, and
+ *         during a dispatch: then nothing has happened
+ */
+int vu_ctx_free(struct vu_ctx *ctx);
+
+/**
+ * Makes the calling thread the owner, for a loop whose thread is gone or not
+ * running.
+ *
+ * @return 0; -EBUSY during a dispatch on another thread, -EINVAL for NULL
+ */
+int vu_ctx_adopt(struct vu_ctx *ctx);
+
+/**
+ * The pollable descriptor of an epoll context: readable (POLLIN) when
+ * vu_ctx_dispatch() has something to do. Borrowed, valid until vu_ctx_free().
+ *
+ * @return the descriptor; -ENOTSUP for other contexts, -EINVAL for NULL
+ */
+int vu_ctx_fd(const struct vu_ctx *ctx);
+
+/**
+ * Runs one round of an epoll context; the calling thread becomes the owner.
+ * May be nested inside a callback.
+ *
+ * @param timeout_ms how long to wait for something to do; -1: for ever, 0: not
+ *        at all
+ * @return how many descriptors were ready; -EBUSY while another thread
+ *         dispatches, -ENOTSUP for other contexts, -EINVAL for NULL
+ */
+int vu_ctx_dispatch(struct vu_ctx *ctx, int timeout_ms);
+
+/**
+ * Dispatches an epoll context until vu_ctx_quit(); the calling thread becomes
+ * the owner.
+ *
+ * @return 0; as vu_ctx_dispatch()
+ */
+int vu_ctx_run(struct vu_ctx *ctx);
+
+/**
+ * Ends the running vu_ctx_run(), or else the next one, at once. Any thread and
+ * any signal handler.
+ */
+void vu_ctx_quit(struct vu_ctx *ctx);
+
+/**
+ * Lets an epoll context look at its rings for a while before it sleeps, with
+ * guest notifications off meanwhile. The time adapts to what pays. Owner.
+ *
+ * @param max_ns the longest time, in nanoseconds; 0 turns it off
+ * @return 0; -ENOTSUP for other contexts, -EINVAL for NULL
+ */
+int vu_ctx_set_busy_poll(struct vu_ctx *ctx, uint64_t max_ns);
+
+/**
+ * Runs one round of a polled context; the calling thread becomes the owner.
+ *
+ * @return how many queues had work; -EBUSY while another thread polls,
+ *         -ENOTSUP for other contexts, -EINVAL for NULL
+ */
+int vu_ctx_poll(struct vu_ctx *ctx);
+
+/**
+ * Watches a descriptor of the application's in an epoll context, or replaces
+ * its watch. Owner, or while the context is not dispatched.
+ *
+ * @param fd borrowed; must be unwatched before it is closed
+ * @param events the whole mask, of poll(2)'s values (POLLIN ...);
+ *        level-triggered
+ * @param fn called on the owner's thread; inside it the same is allowed as in
+ *        a callback of a server's, and nothing more
+ * @return 0; -ENOTSUP for other contexts, -EBADF or -EPERM if `fd` is not open
+ *         or cannot be watched, -EINVAL for NULL
+ */
+int vu_ctx_watch(struct vu_ctx *ctx,
+                 int fd,
+                 uint32_t events,
+                 vu_ctx_watch_fn fn,
+                 void *data);
+
+/**
+ * Ends a watch that vu_ctx_watch() began. Owner, or while the context is not
+ * dispatched; also inside the watch's own function.
+ *
+ * @return 0; -ENOENT if there is none, -EINVAL for NULL
+ */
+int vu_ctx_unwatch(struct vu_ctx *ctx, int fd);
+
+/**
+ * Publishes what is staged in the queues of this context; see vu_vq_stage().
+ * Owner.
+ *
+ * @return 0; -EXDEV: the calling thread is not the owner, -EINVAL for NULL
+ */
+int vu_ctx_flush(struct vu_ctx *ctx);
+
+/**
+ * For loops that poll by themselves before they sleep: is there work behind
+ * this watch? Does not block. Owner.
+ *
+ * @param data what set_watch() was given
+ * @return 1 or 0; -EINVAL for NULL
+ */
+int vu_watch_poll(void *data);
+
+/**
+ * Makes a server; it does nothing before vu_server_start().
+ *
+ * @param config copied, with all that it points to
+ * @param ops copied
+ * @param dev passed to every function of `ops`. ops->destroy is called exactly
+ *        once for it, inside this function if it fails (unless `ops` is NULL
+ *        or its struct_size is refused), else inside vu_server_free().
+ * @return 0; -EINVAL with the field named in `err`, -E2BIG (a structure uses
+ *         what this version does not know), -EMFILE, -ENFILE
+ */
+VU_MUST_USE
+int vu_server_new(const struct vu_server_config *config,
+                  const struct vu_device_ops *ops,
+                  void *dev,
+                  struct vu_server **server,
+                  struct vu_error **err);
+
+/**
+ * Starts serving. Legal while new, and again after a stop.
+ *
+ * @param address one of:
+ *        "unix:PATH" or "PATH": listen there; a socket file that nobody
+ *        listens on is replaced, and removed at stop.
+ *        "unix-connect:PATH": connect to a front-end that listens there, again
+ *        and again.
+ *        "fd:N": an inherited UNIX stream socket, which may listen or be
+ *        connected; takes ownership on success.
+ * @param ctx the home context: where the device and its queues are served.
+ *        NULL: detached, until vu_server_attach_ctx().
+ * @return 0; -EINVAL, -ENAMETOOLONG or -ENOTSOCK for an address that is none,
+ *         -EADDRINUSE if somebody listens there, -EBUSY unless new or stopped,
+ *         -EDEADLK inside a callback of the same server, -ENOTRECOVERABLE,
+ *         -EMFILE, -EAGAIN, and whatever else the system says about the
+ *         socket
+ */
+VU_MUST_USE
+int vu_server_start(struct vu_server *server,
+                    const char *address,
+                    struct vu_ctx *ctx,
+                    struct vu_error **err);
+
+/**
+ * Stops, and returns when everything is down: queues handed back, elements in
+ * flight drained (or cut off by the drain time-out), guest memory unmapped,
+ * the socket closed and its file removed. A second call on another thread
+ * joins the first; a new or stopped server is fine.
+ *
+ * Meanwhile it serves every context that the calling thread owns, so that
+ * vu_ctx_run() followed by vu_server_stop() on one thread just works.
+ *
+ * @return 0; -EDEADLK, with nothing changed, inside any callback, and on a
+ *         thread that owns a context of the server's which is a foreign loop
+ *         without `poll`: vu_server_request_stop() is for those places.
+ *         -EINVAL for NULL
+ */
+int vu_server_stop(struct vu_server *server);
+
+/**
+ * Begins to stop and returns at once. vu_device_ops.stopped tells when it is
+ * done; while detached, vu_server_config.wake does. Any thread, any callback.
+ *
+ * @return 0; -EINVAL for NULL
+ */
+int vu_server_request_stop(struct vu_server *server);
+
+/**
+ * Whether the server is new or stopped. Any thread.
+ *
+ * @return 1 or 0; -EINVAL for NULL
+ */
+int vu_server_is_stopped(const struct vu_server *server);
+
+/**
+ * Frees a server that is new or stopped; NULL is fine. Calls
+ * vu_device_ops.destroy. Legal inside vu_device_ops.stopped.
+ *
+ * Afterwards nothing of the server may be used, except that elements of an
+ * orphaned queue may be completed, and vu_vq_inflight_dec() and
+ * vu_server_inflight_dec() be called as often as is still owed.
+ *
+ * @return 0; -EBUSY unless new or stopped, -EDEADLK inside another callback of
+ *         the same server: then nothing has happened
+ */
+int vu_server_free(struct vu_server *server);
+
+/**
+ * Attaches a detached server: offers the device and all of its queues to
+ * `ctx`, and cancels a detach that is under way. Any thread; what the context
+ * is offered it takes at its next dispatch.
+ *
+ * @return 0; -EBUSY while attached, -ESHUTDOWN unless running,
+ *         -ENOTRECOVERABLE, -EINVAL for NULL
+ */
+int vu_server_attach_ctx(struct vu_server *server, struct vu_ctx *ctx);
+
+/**
+ * Takes the device and all of its queues out of their contexts. After it no
+ * callback runs and no watch of the server exists; the connection stays,
+ * elements in flight stay valid and may be completed from anywhere.
+ *
+ * @return 0; -EBUSY, with nothing changed, unless the calling thread owns
+ *         every context that serves the server, -EDEADLK inside a callback of
+ *         the same server, -ESHUTDOWN unless running, -EINVAL for NULL
+ */
+int vu_server_detach_ctx(struct vu_server *server);
+
+/**
+ * As vu_server_detach_ctx(), without waiting: each context gives up what it
+ * has at its next dispatch. vu_server_is_quiesced() and vu_server_config.wake
+ * tell when that is done. Any thread, any callback.
+ *
+ * @return 0; -ESHUTDOWN unless running, -EINVAL for NULL
+ */
+int vu_server_request_detach(struct vu_server *server);
+
+/**
+ * Moves one queue to another context. Any thread, any callback; takes effect
+ * at the next dispatch of the context that has the queue, and after the
+ * queue's own `kick` if that is running. The last call wins. Kicks that come
+ * in between are not lost.
+ *
+ * @param ctx NULL: the queue is detached
+ * @return 0; -EINVAL if there is no such queue or for NULL, -ESHUTDOWN unless
+ *         running, -ENOTRECOVERABLE
+ */
+int vu_server_attach_vq_ctx(struct vu_server *server,
+                            uint32_t index,
+                            struct vu_ctx *ctx);
+
+/**
+ * Whether no context has or is offered anything of the server. Any thread.
+ *
+ * @return 1 or 0; -EINVAL for NULL
+ */
+int vu_server_is_quiesced(const struct vu_server *server);
+
+/**
+ * Whether elements or explicit counts are in flight. Any thread; exact once
+ * the server is quiesced.
+ *
+ * @return 1 or 0; -EINVAL for NULL
+ */
+int vu_server_has_inflight(const struct vu_server *server);
+
+/**
+ * Counts work of the whole device that the library cannot see: the connection
+ * is not drained before vu_server_inflight_dec(). Any thread.
+ *
+ * @return 0; -ESHUTDOWN: it has been drained already, -EINVAL for NULL
+ */
+int vu_server_inflight_inc(struct vu_server *server);
+
+/**
+ * Ends what vu_server_inflight_inc() began. Any thread; legal after
+ * vu_server_free() if the drain timed out.
+ *
+ * @return 0; -EINVAL without an increment or for NULL
+ */
+int vu_server_inflight_dec(struct vu_server *server);
+
+/**
+ * Changes the configuration space and tells the guest. Any thread.
+ *
+ * @return 0; -EINVAL for bytes outside of it, for none, or for NULL
+ */
+int vu_server_set_config(struct vu_server *server,
+                         uint32_t offset,
+                         const void *data,
+                         uint32_t size);
+
+/**
+ * Reads the configuration space, with what the driver has written. Any thread.
+ *
+ * @return 0; -EINVAL for bytes outside of it, for none, or for NULL
+ */
+int vu_server_get_config(const struct vu_server *server,
+                         uint32_t offset,
+                         void *data,
+                         uint32_t size);
+
+/**
+ * The virtio features that the driver has accepted. Any thread.
+ *
+ * @return 0 without a connection, before the driver has, and for NULL
+ */
+uint64_t vu_server_features(const struct vu_server *server);
+
+/**
+ * A queue of the device. Any thread. The pointer stays valid until
+ * vu_server_free(); after vu_device_ops.orphaned there is another one for the
+ * same index.
+ *
+ * @return NULL if there is no such queue, and for NULL
+ */
+struct vu_vq *vu_server_vq(const struct vu_server *server, uint32_t index);
+
+/**
+ * Statistics of a server. Any thread.
+ *
+ * @param stats its struct_size says how much the caller knows; that much is
+ *        filled in
+ * @return 0; -EINVAL for NULL or a struct_size that is none, -E2BIG for one
+ *         over 4096
+ */
+int vu_server_get_stats(const struct vu_server *server,
+                        struct vu_server_stats *stats);
+
+/**
+ * Statistics of a queue. Any thread; numbers that the owner is just changing
+ * may be a moment old.
+ *
+ * @param stats its struct_size says how much the caller knows; that much is
+ *        filled in
+ * @return 0; -EINVAL for NULL or a struct_size that is none, -E2BIG for one
+ *         over 4096
+ */
+int vu_vq_get_stats(const struct vu_vq *vq, struct vu_vq_stats *stats);
+
+/**
+ * Takes up to `max` elements that the driver has made available. Owner, inside
+ * a dispatch or between two; also outside of `kick`.
+ *
+ * 0 means that the ring is empty now, and publishes what is staged. Each
+ * element must be completed exactly once, or put back with vu_vq_unpop().
+ *
+ * @param elems where to put them
+ * @return how many there are; -EBADMSG: the ring is broken, -ESHUTDOWN: the
+ *         queue is not started or is leaving its context, -EXDEV: the calling
+ *         thread is not the owner, -EINVAL for NULL
+ */
+VU_MUST_USE int vu_vq_pop(struct vu_vq *vq, struct vu_elem **elems, size_t max);
+
+/**
+ * Puts back the `n` newest elements that were popped and not completed; the
+ * next pop returns them again. Owner.
+ *
+ * @param elems in the order in which they were popped
+ * @return 0; -EINVAL if they are not the newest ones of this queue (nothing is
+ *         put back), -ESHUTDOWN: the queue is not started, -EXDEV: the calling
+ *         thread is not the owner
+ */
+int vu_vq_unpop(struct vu_vq *vq, struct vu_elem **elems, size_t n);
+
+/**
+ * Completes an element as vu_elem_complete() does, but leaves publishing it to
+ * a batch: by vu_vq_flush() or vu_ctx_flush(), when
+ * vu_server_config.stage_max elements are staged, when vu_vq_pop() finds the
+ * ring empty, or at the end of the running dispatch, or of the next one. The
+ * element must not be used afterwards.
+ *
+ * Meant for the thread that owns the queue; elsewhere, and for an element that
+ * was popped before the queue moved, it is vu_elem_complete().
+ *
+ * @param written how many bytes the device wrote, from the first
+ *        device-writable byte on
+ * @return 0; -EINVAL if `written` exceeds in_len (the element stays live), the
+ *         element is completed already or of another queue, or for NULL
+ */
+int vu_vq_stage(struct vu_vq *vq, struct vu_elem *elem, uint32_t written);
+
+/**
+ * Publishes what is staged: one write of the used index, at most one of the
+ * call eventfd. Owner.
+ *
+ * @return 0; -EXDEV: the calling thread is not the owner, -EINVAL for NULL
+ */
+int vu_vq_flush(struct vu_vq *vq);
+
+/**
+ * The queue's number in the device, from 0.
+ *
+ * @return UINT32_MAX for NULL
+ */
+uint32_t vu_vq_index(const struct vu_vq *vq);
+
+/**
+ * How many descriptors the ring has.
+ *
+ * @return 0 while the front-end has not set the ring up, and for NULL
+ */
+uint32_t vu_vq_size(const struct vu_vq *vq);
+
+/**
+ * The server that the queue belongs to.
+ *
+ * @return NULL for NULL, and when the server is freed
+ */
+struct vu_server *vu_vq_server(const struct vu_vq *vq);
+
+/**
+ * Whether the front-end has enabled the queue. Only a device with
+ * VU_SERVER_RUN_DISABLED_QUEUES ever sees one that is not.
+ *
+ * @return 1 or 0; -EINVAL for NULL
+ */
+int vu_vq_enabled(const struct vu_vq *vq);
+
+/**
+ * Stores a pointer of the application's in the queue. Any thread.
+ */
+void vu_vq_set_data(struct vu_vq *vq, void *data);
+
+/**
+ * What vu_vq_set_data() stored.
+ *
+ * @return NULL if nothing was, and for NULL
+ */
+void *vu_vq_data(const struct vu_vq *vq);
+
+/**
+ * Counts work on this queue's memory that the library cannot see: the queue is
+ * not drained before vu_vq_inflight_dec(). Any thread.
+ *
+ * @return 0; -ESHUTDOWN: it has been drained already, -EINVAL for NULL
+ */
+int vu_vq_inflight_inc(struct vu_vq *vq);
+
+/**
+ * Ends what vu_vq_inflight_inc() began. Any thread; legal after
+ * vu_server_free() if the queue was orphaned.
+ *
+ * @return 0; -EINVAL without an increment or for NULL
+ */
+int vu_vq_inflight_dec(struct vu_vq *vq);
+
+/**
+ * Gives an element back to the driver. Any thread.
+ *
+ * Published at once, with at most one write to the call eventfd; on the thread
+ * that owns the queue while its `kick` runs, with the rest of that kick. The
+ * element must not be used afterwards. After a disconnect, a stop or a drain
+ * time-out the call is as legal as ever and just frees the element.
+ *
+ * @param written how many bytes the device wrote, from the first
+ *        device-writable byte on
+ * @return 0; -EINVAL if `written` exceeds in_len (the element stays live), or
+ *         the element is NULL or completed already
+ */
+int vu_elem_complete(struct vu_elem *elem, uint32_t written);
+
+/**
+ * Copies bytes out of the device-readable buffers.
+ *
+ * @param offset counted over all device-readable buffers
+ * @return how many bytes were copied: less than `len` if the buffers end
+ *         before, 0 for NULL
+ */
+size_t vu_elem_read(const struct vu_elem *elem,
+                    size_t offset,
+                    void *buf,
+                    size_t len);
+
+/**
+ * Copies bytes into the device-writable buffers.
+ *
+ * @param offset counted over all device-writable buffers
+ * @return how many bytes were copied: less than `len` if the buffers end
+ *         before, 0 for NULL
+ */
+size_t vu_elem_write(const struct vu_elem *elem,
+                     size_t offset,
+                     const void *buf,
+                     size_t len);
+
+/**
+ * Describes `len` bytes of `iov`, from `offset` on, with iovecs of the
+ * caller's: for preadv() and the like, without the request's header or status.
+ *
+ * @param dst where to put them, room for `dst_num`; not overlapping `iov`.
+ *        What it holds after a failure is unspecified.
+ * @return how many entries of `dst` were filled, none of them empty; -ERANGE
+ *         if the bytes are not all there, -ENOBUFS if they need more than
+ *         `dst_num` entries, -EINVAL for NULL
+ */
+VU_MUST_USE
+int vu_elem_iov_slice(const struct iovec *iov,
+                      uint32_t num,
+                      size_t offset,
+                      size_t len,
+                      struct iovec *dst,
+                      uint32_t dst_num);
+
+/**
+ * Says that the device wrote device-writable bytes outside of the first
+ * `written` ones that it is going to complete the element with, so that they
+ * are not lost when the guest is migrated.
+ *
+ * @param offset counted over all device-writable buffers
+ * @return 0; -ERANGE if the bytes are not all there, -EINVAL for an element
+ *         that is NULL or completed already
+ */
+int vu_elem_mark_dirty(struct vu_elem *elem, size_t offset, size_t len);
+
+/**
+ * The queue that an element was popped from.
+ *
+ * @return NULL for NULL
+ */
+struct vu_vq *vu_elem_vq(const struct vu_elem *elem);
+
+/**
+ * The error number.
+ *
+ * @return the negative errno that the failed call returned; -EINVAL for NULL
+ */
+int vu_error_code(const struct vu_error *err);
+
+/**
+ * The sentence, in English, without a newline.
+ *
+ * @return valid until vu_error_free(); never NULL, a fixed text for a NULL
+ *         error
+ */
+const char *vu_error_message(const struct vu_error *err);
+
+/**
+ * Frees an error; NULL is fine.
+ */
+void vu_error_free(struct vu_error *err);
+
+/**
+ * The version of the library that is loaded, to compare with
+ * VU_SERVER_VERSION, the one of the header.
+ *
+ * @return 0xMMmmpp: major, minor, patch
+ */
+uint32_t vu_version(void);
+
+/**
+ * The same as text.
+ *
+ * @return "major.minor.patch"; static
+ */
+const char *vu_version_string(void);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* VU_SERVER_H */

@@ -1,0 +1,265 @@
+//! `vu_server_config`: the data of a server, and how it becomes a builder.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::time::Duration;
+
+use crate::config_space;
+use crate::error::{Error, Result};
+use crate::log::Level;
+use crate::server::ServerBuilder;
+use crate::sync::{Arc, AtomicBool, Ordering};
+
+use super::error::c_string;
+use super::structs::Extensible;
+
+/// Log level, as in syslog(3): something is lost; a callback failed, a queue
+/// was orphaned.
+pub const VU_LOG_ERROR: c_int = 3;
+/// Log level: the peer or the guest misbehaves; a refused message, a broken
+/// ring.
+pub const VU_LOG_WARNING: c_int = 4;
+/// Log level: connections come and go.
+pub const VU_LOG_INFO: c_int = 6;
+/// Log level: each message.
+pub const VU_LOG_DEBUG: c_int = 7;
+
+/// vu_server_config.on_broken_ring: stop that ring, the others go on.
+pub const VU_BROKEN_RING_STOP: u32 = 0;
+/// vu_server_config.on_broken_ring: end the connection.
+pub const VU_BROKEN_RING_DISCONNECT: u32 = 1;
+
+/// vu_server_config.flags: also run queues that the front-end has not enabled,
+/// as a network device does; vu_vq_enabled() tells them apart.
+pub const VU_SERVER_RUN_DISABLED_QUEUES: u64 = 1;
+/// vu_server_config.flags: refuse guest memory whose file the front-end could
+/// truncate (no F_SEAL_SHRINK). Without this, a front-end that truncates a
+/// mapped file makes the next access to it a SIGBUS in this process.
+pub const VU_SERVER_REQUIRE_SEALED_MEMORY: u64 = 2;
+
+const _: () = {
+    assert!(Level::Error as c_int == VU_LOG_ERROR);
+    assert!(Level::Warning as c_int == VU_LOG_WARNING);
+    assert!(Level::Info as c_int == VU_LOG_INFO);
+    assert!(Level::Debug as c_int == VU_LOG_DEBUG);
+    assert!(VU_BROKEN_RING_STOP == 0);
+};
+
+const FLAGS: u64 = VU_SERVER_RUN_DISABLED_QUEUES | VU_SERVER_REQUIRE_SEALED_MEMORY;
+
+/// What a server is made from. All zero but struct_size and num_queues is a
+/// fine configuration.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct vu_server_config {
+    /// sizeof(vu_server_config), see VU_SERVER_CONFIG_INIT.
+    pub struct_size: usize,
+    /// The internal thread is called "vu-<name>", cut to 15 bytes, and log
+    /// lines are about it; UTF-8. NULL: "server".
+    pub name: *const c_char,
+    /// VU_SERVER_* flags; an unknown one is -EINVAL.
+    pub flags: u64,
+    /// Virtio feature bits of the device class to offer (0 to 23 and 50 to 63).
+    /// The library adds those that it implements: VIRTIO_F_VERSION_1,
+    /// VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_RING_F_EVENT_IDX.
+    pub features: u64,
+    /// Features of the library's that shall not be offered.
+    pub features_masked: u64,
+    /// Virtqueues: 1 to 1024.
+    pub num_queues: u32,
+    /// The largest ring accepted: a power of two, 32768 at most; 0: 32768.
+    pub max_queue_size: u32,
+    /// The configuration space at the start, copied; later it is changed with
+    /// vu_server_set_config().
+    pub config_space: *const c_void,
+    /// Its bytes: 0 to 256.
+    pub config_size: u32,
+    /// config_size bytes, copied: the driver may write the bytes of the config
+    /// space that are not zero in here. NULL: none.
+    pub config_writable: *const c_void,
+    /// Bytes of vu_elem.priv; 0: none.
+    pub elem_priv_size: u32,
+    /// How many elements vu_vq_stage() gathers before they are published: 1 to
+    /// 256; 0: 32.
+    pub stage_max: u32,
+    /// How long stop and disconnect wait for elements in flight before they cut
+    /// their queues off, in milliseconds; 0: 10000, UINT32_MAX: for ever.
+    pub drain_timeout_ms: u32,
+    /// One of VU_BROKEN_RING_*.
+    pub on_broken_ring: u32,
+    /// Log lines up to this level are delivered: VU_LOG_*, or any other level
+    /// of syslog(3); 0: none.
+    pub log_level: u32,
+    /// Gets log lines: NUL-terminated UTF-8 without a newline, valid during the
+    /// call. From any thread that runs code of the library's; must not call
+    /// the library. NULL: silent.
+    pub log: Option<
+        unsafe extern "C" fn(log_opaque: *mut c_void, level: c_int, message: *const c_char),
+    >,
+    /// Passed to `log`.
+    pub log_opaque: *mut c_void,
+    /// Called when the server becomes quiesced, has nothing in flight any more
+    /// or is stopped: something that a loop may wait for has changed. From any
+    /// thread, at any time; may only wake that loop. NULL: none.
+    pub wake: Option<unsafe extern "C" fn(wake_opaque: *mut c_void)>,
+    /// Passed to `wake`.
+    pub wake_opaque: *mut c_void,
+}
+
+const _: () = assert!(size_of::<vu_server_config>() == 128);
+
+// SAFETY: repr(C), begins with its size, NULL is allowed for pointers and functions.
+unsafe impl Extensible for vu_server_config {
+    const NAME: &'static str = "config";
+}
+
+/// The application's pointers that its functions get back.
+struct Opaque(*mut c_void);
+// SAFETY: only passed on; the header says that the functions are called on any thread.
+unsafe impl Send for Opaque {}
+// SAFETY: as above.
+unsafe impl Sync for Opaque {}
+
+impl Opaque {
+    fn get(&self) -> *mut c_void {
+        self.0
+    }
+}
+
+impl vu_server_config {
+    /// Checks what only exists in C; the builder checks the rest. Once `silent` is set, `log` is not called
+    /// any more.
+    ///
+    /// # Safety
+    /// The pointers are what the header says.
+    pub(super) unsafe fn builder(&self, silent: &Arc<AtomicBool>) -> Result<ServerBuilder> {
+        self.check()?;
+        // SAFETY: the caller's promise.
+        let (name, space, writable) = unsafe {
+            (
+                self.name()?,
+                bytes("config_space", self.config_space, self.config_size)?,
+                match self.config_writable.is_null() {
+                    true => Vec::new(),
+                    false => bytes("config_writable", self.config_writable, self.config_size)?,
+                },
+            )
+        };
+        let mut builder = ServerBuilder::default()
+            .features(self.features)
+            .mask_features(self.features_masked)
+            .queues(self.num_queues)
+            .max_queue_size(self.max_queue_size)
+            .config_space(space, writable)
+            .elem_priv_size(self.elem_priv_size)
+            .stage_max(self.stage_max)
+            .run_disabled_queues(self.flags & VU_SERVER_RUN_DISABLED_QUEUES != 0)
+            .require_sealed_memory(self.flags & VU_SERVER_REQUIRE_SEALED_MEMORY != 0)
+            .disconnect_on_broken_ring(self.on_broken_ring == VU_BROKEN_RING_DISCONNECT);
+        if let Some(name) = name {
+            builder = builder.name(name);
+        }
+        match self.drain_timeout_ms {
+            0 => {}
+            u32::MAX => builder = builder.drain_timeout(None),
+            ms => builder = builder.drain_timeout(Some(Duration::from_millis(ms.into()))),
+        }
+        Ok(self.with_functions(builder, silent))
+    }
+
+    fn check(&self) -> Result<()> {
+        let unknown = self.flags & !FLAGS;
+        if unknown != 0 {
+            return Err(Error::invalid(format!("flags {unknown:#x}: unknown")));
+        }
+        if self.on_broken_ring > VU_BROKEN_RING_DISCONNECT {
+            return Err(Error::invalid(format!(
+                "on_broken_ring {}: not one of VU_BROKEN_RING_*",
+                self.on_broken_ring
+            )));
+        }
+        if self.log_level > VU_LOG_DEBUG as u32 {
+            return Err(Error::invalid(format!(
+                "log_level {}: more than VU_LOG_DEBUG",
+                self.log_level
+            )));
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// `name` is NULL or a string.
+    unsafe fn name(&self) -> Result<Option<&str>> {
+        if self.name.is_null() {
+            return Ok(None);
+        }
+        // SAFETY: the caller's promise.
+        let name = unsafe { CStr::from_ptr(self.name) };
+        name.to_str().map(Some).map_err(|_| Error::invalid("name: not UTF-8"))
+    }
+
+    fn with_functions(
+        &self,
+        mut builder: ServerBuilder,
+        silent: &Arc<AtomicBool>,
+    ) -> ServerBuilder {
+        if let (Some(log), Some(level)) = (self.log, level(self.log_level)) {
+            let opaque = Opaque(self.log_opaque);
+            let silent = silent.clone();
+            builder = builder.log(level, move |level, message| {
+                // Acquire pairs with the Release in `vu_server_free`.
+                if !silent.load(Ordering::Acquire) {
+                    // SAFETY: the application's function with its own data.
+                    unsafe { log(opaque.get(), level as c_int, c_string(message).as_ptr()) };
+                }
+            });
+        }
+        if let Some(wake) = self.wake {
+            let opaque = Opaque(self.wake_opaque);
+            // SAFETY: the application's function with its own data.
+            builder = builder.wake(move || unsafe { wake(opaque.get()) });
+        }
+        builder
+    }
+}
+
+/// The library's level that a syslog level lets through.
+fn level(level: u32) -> Option<Level> {
+    match level {
+        0..=2 => None,
+        3 => Some(Level::Error),
+        4..=5 => Some(Level::Warning),
+        6 => Some(Level::Info),
+        _ => Some(Level::Debug),
+    }
+}
+
+/// # Safety
+/// `from` is NULL or `size` bytes long.
+unsafe fn bytes(name: &str, from: *const c_void, size: u32) -> Result<Vec<u8>> {
+    if size as usize > config_space::MAX_SIZE {
+        return Err(Error::invalid(format!(
+            "config_size {size}: more than {}",
+            config_space::MAX_SIZE
+        )));
+    }
+    if size == 0 {
+        return Ok(Vec::new());
+    }
+    if from.is_null() {
+        return Err(Error::invalid(format!("{name}: NULL, with config_size {size}")));
+    }
+    // SAFETY: the caller's promise.
+    Ok(unsafe { std::slice::from_raw_parts(from.cast::<u8>(), size as usize) }.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_between_those_of_the_library_let_less_through() {
+        assert_eq!(level(0), None);
+        assert_eq!(level(2), None);
+        assert_eq!(level(5), Some(Level::Warning));
+    }
+}

@@ -1,0 +1,254 @@
+//! `vu_device_ops`: what an application implements.
+
+use std::ffi::{c_char, c_int, c_void};
+
+use crate::device::{Device, Kick, StopReason};
+use crate::error::{Error, Result};
+use crate::sync::Arc;
+use crate::virtqueue::Virtqueue;
+
+use super::error::c_string;
+use super::structs::Extensible;
+use super::vq::vu_vq;
+
+/// Answer of vu_device_ops.kick: call again after the loop has served others.
+pub const VU_AGAIN: c_int = 1;
+
+/// Why a queue leaves its context: the front-end changes something (its kick
+/// descriptor, for one); the queue comes back.
+pub const VU_STOP_RECALL: u32 = 1;
+/// The front-end stops the ring (GET_VRING_BASE).
+pub const VU_STOP_VRING_BASE: u32 = 2;
+/// The front-end disables the ring.
+pub const VU_STOP_DISABLED: u32 = 3;
+/// The server, or the queue, is being detached from its context.
+pub const VU_STOP_DETACH: u32 = 4;
+/// The queue moves to another context.
+pub const VU_STOP_MOVE: u32 = 5;
+/// The device is being reset.
+pub const VU_STOP_RESET: u32 = 6;
+/// The connection has ended.
+pub const VU_STOP_DISCONNECT: u32 = 7;
+/// The server is being stopped.
+pub const VU_STOP_SERVER: u32 = 8;
+/// The ring is broken.
+pub const VU_STOP_BROKEN: u32 = 9;
+
+const _: () = {
+    assert!(VU_STOP_RECALL == StopReason::Reconfigured as u32);
+    assert!(VU_STOP_VRING_BASE == StopReason::VringBase as u32);
+    assert!(VU_STOP_DISABLED == StopReason::Disabled as u32);
+    assert!(VU_STOP_DETACH == StopReason::Detached as u32);
+    assert!(VU_STOP_MOVE == StopReason::Moved as u32);
+    assert!(VU_STOP_RESET == StopReason::Reset as u32);
+    assert!(VU_STOP_DISCONNECT == StopReason::Disconnected as u32);
+    assert!(VU_STOP_SERVER == StopReason::ServerStopping as u32);
+    assert!(VU_STOP_BROKEN == StopReason::Broken as u32);
+};
+
+/// A virtio device.
+///
+/// Every function but `kick` may be NULL. Each is called on the thread that
+/// owns the context concerned, inside a dispatch of that context (or inside
+/// vu_server_stop() or vu_server_detach_ctx() called by that thread): the
+/// queue's context for kick, queue_started and queue_stopping, the server's
+/// home context for the others. The ones of the home context come in order, and
+/// before a queue is started all that precede it have been delivered. While the
+/// server is detached none is called; they are delivered later.
+///
+/// A function must return: no longjmp() and no C++ exception may pass through
+/// the library.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct vu_device_ops {
+    /// sizeof(vu_device_ops), see VU_DEVICE_OPS_INIT.
+    pub struct_size: usize,
+    /// Required. There may be elements to pop; guest notifications are off
+    /// meanwhile. Returns 0 when everything that the device wants to look at
+    /// has been looked at (it is called again when the driver makes more
+    /// available), or VU_AGAIN.
+    pub kick: Option<unsafe extern "C" fn(dev: *mut c_void, vq: *mut vu_vq) -> c_int>,
+    /// The queue has arrived in this context and can be popped.
+    pub queue_started: Option<unsafe extern "C" fn(dev: *mut c_void, vq: *mut vu_vq)>,
+    /// The queue is about to leave this context, for one of VU_STOP_*. Complete
+    /// or unpop the elements that are merely held (the receive buffers of a
+    /// network device); requests that are being worked on may be completed
+    /// later, from any thread. vu_vq_pop() answers -ESHUTDOWN by now.
+    pub queue_stopping: Option<unsafe extern "C" fn(dev: *mut c_void, vq: *mut vu_vq, reason: u32)>,
+    /// Nothing of this queue is in flight any more.
+    pub queue_stopped: Option<unsafe extern "C" fn(dev: *mut c_void, index: u32)>,
+    /// A front-end has connected.
+    pub connected: Option<unsafe extern "C" fn(dev: *mut c_void)>,
+    /// The connection has ended and everything of it is gone. `error` is 0 if
+    /// the peer closed it between two messages or the server was stopped, else
+    /// -errno; `reason` says it in words, valid during the call.
+    pub disconnected:
+        Option<unsafe extern "C" fn(dev: *mut c_void, error: c_int, reason: *const c_char)>,
+    /// The features that the driver has accepted, and the front-end's protocol
+    /// features.
+    pub features_acked:
+        Option<unsafe extern "C" fn(dev: *mut c_void, features: u64, protocol_features: u64)>,
+    /// The driver wrote these bytes of the config space (merged over writes
+    /// that were not delivered yet); read them with vu_server_get_config().
+    pub config_written: Option<unsafe extern "C" fn(dev: *mut c_void, offset: u32, size: u32)>,
+    /// The driver or the front-end reset the device; all its queues are stopped.
+    pub reset: Option<unsafe extern "C" fn(dev: *mut c_void)>,
+    /// This ring is broken and stopped, the others go on: -errno, and `reason`
+    /// in words, valid during the call.
+    pub ring_broken: Option<
+        unsafe extern "C" fn(dev: *mut c_void, index: u32, error: c_int, reason: *const c_char),
+    >,
+    /// The drain time-out expired with elements of this queue in flight. Its
+    /// memory stays until the last of them is completed; the device is served
+    /// by a new queue with this index.
+    pub orphaned: Option<unsafe extern "C" fn(dev: *mut c_void, index: u32)>,
+    /// The stop that vu_server_request_stop() began is complete.
+    /// vu_server_free() is legal in here.
+    pub stopped: Option<unsafe extern "C" fn(dev: *mut c_void)>,
+    /// Called exactly once: inside vu_server_free(), or inside vu_server_new()
+    /// if that fails after it could read this structure. Nothing of the device
+    /// is called after it.
+    pub destroy: Option<unsafe extern "C" fn(dev: *mut c_void)>,
+}
+
+const _: () = assert!(size_of::<vu_device_ops>() == 14 * 8);
+
+// SAFETY: repr(C), begins with its size, functions may be NULL.
+unsafe impl Extensible for vu_device_ops {
+    const NAME: &'static str = "ops";
+}
+
+/// A device in C, as the crate sees it.
+pub(super) struct CDevice {
+    ops: vu_device_ops,
+    dev: *mut c_void,
+}
+
+// SAFETY: `dev` is only passed on; on which threads is the contract that the header states.
+unsafe impl Send for CDevice {}
+// SAFETY: as above.
+unsafe impl Sync for CDevice {}
+
+impl CDevice {
+    pub(super) fn new(ops: vu_device_ops, dev: *mut c_void) -> Self {
+        CDevice { ops, dev }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        match self.ops.kick {
+            Some(_) => Ok(()),
+            None => Err(Error::invalid("ops.kick: NULL")),
+        }
+    }
+}
+
+/// What C knows a lent queue as.
+fn pointer(vq: &Virtqueue<'_>) -> *mut vu_vq {
+    Arc::as_ptr(vq.queue()).cast_mut().cast()
+}
+
+// In each `unsafe` below the application's own function gets its own data back, and queues and strings that
+// outlive the call.
+impl Device for CDevice {
+    fn kick(&self, vq: &mut Virtqueue<'_>) -> Kick {
+        let Some(f) = self.ops.kick else {
+            return Kick::Done;
+        };
+        // SAFETY: see above.
+        match unsafe { f(self.dev, pointer(vq)) } {
+            VU_AGAIN => Kick::Again,
+            0 => Kick::Done,
+            other => {
+                vq.queue().server.logger.warning(format_args!(
+                    "queue {}: kick returned {other}, which is neither 0 nor VU_AGAIN",
+                    vq.index()
+                ));
+                Kick::Done
+            }
+        }
+    }
+
+    fn queue_started(&self, vq: &mut Virtqueue<'_>) {
+        if let Some(f) = self.ops.queue_started {
+            // SAFETY: see above.
+            unsafe { f(self.dev, pointer(vq)) };
+        }
+    }
+
+    fn queue_stopping(&self, vq: &mut Virtqueue<'_>, reason: StopReason) {
+        if let Some(f) = self.ops.queue_stopping {
+            // SAFETY: see above.
+            unsafe { f(self.dev, pointer(vq), reason as u32) };
+        }
+    }
+
+    fn queue_stopped(&self, index: u32) {
+        if let Some(f) = self.ops.queue_stopped {
+            // SAFETY: see above.
+            unsafe { f(self.dev, index) };
+        }
+    }
+
+    fn connected(&self) {
+        if let Some(f) = self.ops.connected {
+            // SAFETY: see above.
+            unsafe { f(self.dev) };
+        }
+    }
+
+    fn disconnected(&self, errno: i32, reason: &str) {
+        if let Some(f) = self.ops.disconnected {
+            // SAFETY: see above.
+            unsafe { f(self.dev, -errno, c_string(reason).as_ptr()) };
+        }
+    }
+
+    fn features_acked(&self, features: u64, protocol_features: u64) {
+        if let Some(f) = self.ops.features_acked {
+            // SAFETY: see above.
+            unsafe { f(self.dev, features, protocol_features) };
+        }
+    }
+
+    fn config_written(&self, offset: u32, size: u32) {
+        if let Some(f) = self.ops.config_written {
+            // SAFETY: see above.
+            unsafe { f(self.dev, offset, size) };
+        }
+    }
+
+    fn reset(&self) {
+        if let Some(f) = self.ops.reset {
+            // SAFETY: see above.
+            unsafe { f(self.dev) };
+        }
+    }
+
+    fn ring_broken(&self, index: u32, errno: i32, reason: &str) {
+        if let Some(f) = self.ops.ring_broken {
+            // SAFETY: see above.
+            unsafe { f(self.dev, index, -errno, c_string(reason).as_ptr()) };
+        }
+    }
+
+    fn orphaned(&self, index: u32) {
+        if let Some(f) = self.ops.orphaned {
+            // SAFETY: see above.
+            unsafe { f(self.dev, index) };
+        }
+    }
+
+    fn stopped(&self) {
+        if let Some(f) = self.ops.stopped {
+            // SAFETY: see above.
+            unsafe { f(self.dev) };
+        }
+    }
+
+    fn destroy(&self) {
+        if let Some(f) = self.ops.destroy {
+            // SAFETY: see above.
+            unsafe { f(self.dev) };
+        }
+    }
+}
