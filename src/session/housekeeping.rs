@@ -35,6 +35,7 @@ pub(crate) fn offer_stream(shared: &Arc<Shared>) {
 impl Session {
     /// Errors end the connection.
     pub(super) fn keep_house(&mut self) -> Result<(), End> {
+        self.renew_pins();
         self.report_broken()?;
         self.offer_queues();
         offer_stream(&self.shared);

@@ -102,8 +102,9 @@ impl Session {
             let ownership = queue.owner.load();
             match ownership.state {
                 State::Internal => queue.rebase(&table),
-                // Its owner renews the pin at its next pop or dispatch.
+                // Its owner renews the pin at its next pop or dispatch, unless it is just giving it back.
                 _ => {
+                    self.pins_pending = true;
                     if let Some(context) = registry::get(ownership.context) {
                         context.post(Mail::Queue(queue));
                     }
@@ -111,5 +112,22 @@ impl Session {
             }
         }
         self.wait_for_pops()
+    }
+
+    /// A queue that was given back while the table changed has nobody else to let go of the old one.
+    pub(super) fn renew_pins(&mut self) {
+        if !std::mem::take(&mut self.pins_pending) {
+            return;
+        }
+        let table = self.shared.table.current();
+        for queue in self.shared.queues() {
+            if !queue.is_behind(table.generation()) {
+                continue;
+            }
+            match queue.owner.load().state {
+                State::Internal => queue.rebase(&table),
+                _ => self.pins_pending = true,
+            }
+        }
     }
 }

@@ -64,6 +64,8 @@ pub(crate) struct Session {
     status: u8,
     /// A ring was started since the front-end last said SET_OWNER.
     used_since_owner: bool,
+    /// Owners may still pin an older table than the current one.
+    pins_pending: bool,
 }
 
 /// Serves one front-end from its first to its last message.
@@ -78,6 +80,7 @@ pub(crate) fn serve(shared: &Arc<Shared>, connection: OwnedFd) {
         backend: None,
         status: 0,
         used_since_owner: false,
+        pins_pending: false,
     };
     shared.logger.info(format_args!("front-end connected"));
     shared.gate.reopen();

@@ -92,6 +92,8 @@ pub(crate) struct Queue {
     kicking: AtomicUsize,
     private: UnsafeCell<Private>,
     publication: Mutex<Publication>,
+    /// Generation of the table that the used ring lies in; 0 without one.
+    pinned: AtomicU64,
     setup: Mutex<Option<Setup>>,
     incarnations: AtomicU64,
     pub(crate) bracket: Bracket,
@@ -147,6 +149,7 @@ impl Queue {
                 context: None,
             }),
             publication: Mutex::new(Publication::default()),
+            pinned: AtomicU64::new(0),
             setup: Mutex::new(None),
             incarnations: AtomicU64::new(0),
             bracket: Bracket::default(),
@@ -314,6 +317,7 @@ impl Queue {
     pub(crate) fn retire(&self) {
         // Two statements: what is unmapped here is unmapped outside of the lock.
         let table = self.publication.lock().retire();
+        self.pinned.store(0, Ordering::Relaxed);
         drop(table);
     }
 
@@ -324,11 +328,19 @@ impl Queue {
         *self.failure.lock() = None;
     }
 
+    /// The used ring lies in an older table than that of `generation`.
+    pub(crate) fn is_behind(&self, generation: u64) -> bool {
+        // Relaxed: whoever asks has waited for the bracket in which the owner stored it.
+        let pinned = self.pinned.load(Ordering::Relaxed);
+        pinned != 0 && pinned < generation
+    }
+
     /// The queue is INTERNAL: its used ring moves to the current table, or dies if it is not in there.
     pub(crate) fn rebase(&self, table: &Arc<RegionTable>) {
         let Some(setup) = self.setup.lock().clone() else {
             return;
         };
+        self.pinned.store(table.generation(), Ordering::Relaxed);
         let mut publication = self.publication.lock();
         match resolve(&setup, table, self.index) {
             Ok(areas) => publication.rebase(areas, setup.features.event_idx, table.clone()),
@@ -444,6 +456,7 @@ impl Queue {
             table.clone(),
             pool.returns().clone(),
         );
+        self.pinned.store(table.generation(), Ordering::Relaxed);
         private.ring = Some(ring);
         private.table = Some(table.clone());
         self.gate

@@ -1,0 +1,36 @@
+//! The protocol, message by message, and what hostile peers and guests make of it: over a real socket,
+//! against the simulated front-end. Tests that are called `case_NN` are those of the catalogue of malformed
+//! inputs; each has exactly the outcome that is written there.
+
+#[path = "sim/mod.rs"]
+mod sim;
+
+#[path = "protocol/device.rs"]
+mod device;
+#[path = "protocol/rig.rs"]
+mod rig;
+
+#[path = "protocol/backend.rs"]
+mod backend;
+#[path = "protocol/config.rs"]
+mod config;
+#[path = "protocol/descriptors.rs"]
+mod descriptors;
+#[path = "protocol/features.rs"]
+mod features;
+#[path = "protocol/framing.rs"]
+mod framing;
+#[path = "protocol/memory.rs"]
+mod memory;
+#[path = "protocol/reset.rs"]
+mod reset;
+#[path = "protocol/ring_chain.rs"]
+mod ring_chain;
+#[path = "protocol/ring_hostile.rs"]
+mod ring_hostile;
+#[path = "protocol/ring_index.rs"]
+mod ring_index;
+#[path = "protocol/vring.rs"]
+mod vring;
+#[path = "protocol/vring_base.rs"]
+mod vring_base;

@@ -1,0 +1,193 @@
+//! An echo device that writes down what it hears, and keeps elements when it is told to.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use vu_server::{Device, Element, Kick, StopReason, Virtqueue};
+
+/// How long anything may take that nothing should delay.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// No test sends more in one request; a legal chain can be far longer than what a device wants to copy.
+const MOST_BYTES: usize = 1 << 20;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Connected,
+    Disconnected { errno: i32, reason: String },
+    Features { features: u64, protocol_features: u64 },
+    ConfigWritten { offset: u32, size: u32 },
+    Reset,
+    QueueStarted(u32),
+    QueueStopping(u32, StopReason),
+    QueueStopped(u32),
+    RingBroken { index: u32, errno: i32, reason: String },
+}
+
+/// The lengths of an element's buffers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    pub readable: Vec<usize>,
+    pub writable: Vec<usize>,
+}
+
+impl Shape {
+    fn of(element: &Element) -> Self {
+        Shape {
+            readable: element.readable().map(|slice| slice.len()).collect(),
+            writable: element.writable().map(|slice| slice.len()).collect(),
+        }
+    }
+}
+
+#[derive(Default)]
+pub struct Script {
+    events: Mutex<Vec<Event>>,
+    changed: Condvar,
+    held: Mutex<Vec<Element>>,
+    holding: AtomicBool,
+    last_shape: Mutex<Shape>,
+}
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poison| poison.into_inner())
+}
+
+impl Script {
+    fn note(&self, event: Event) {
+        lock(&self.events).push(event);
+        self.changed.notify_all();
+    }
+
+    pub fn events(&self) -> Vec<Event> {
+        lock(&self.events).clone()
+    }
+
+    pub fn count(&self, wanted: impl Fn(&Event) -> bool) -> usize {
+        lock(&self.events).iter().filter(|event| wanted(event)).count()
+    }
+
+    /// Waits for the first event that `wanted` accepts and takes it out of the list.
+    #[track_caller]
+    pub fn take(&self, what: &str, wanted: impl Fn(&Event) -> bool) -> Event {
+        let deadline = Instant::now() + SOON;
+        let mut events = lock(&self.events);
+        loop {
+            if let Some(at) = events.iter().position(&wanted) {
+                return events.remove(at);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "no {what} within {SOON:?}: {events:?}");
+            events = self
+                .changed
+                .wait_timeout(events, left)
+                .unwrap_or_else(|poison| poison.into_inner())
+                .0;
+        }
+    }
+
+    #[track_caller]
+    pub fn take_event(&self, event: Event) {
+        self.take(&format!("{event:?}"), |seen| *seen == event);
+    }
+
+    /// From here on elements are kept, or answered again.
+    pub fn hold(&self, hold: bool) {
+        // Relaxed: the test orders it before the kick that matters.
+        self.holding.store(hold, Ordering::Relaxed);
+    }
+
+    #[track_caller]
+    pub fn wait_held(&self, count: usize) {
+        let deadline = Instant::now() + SOON;
+        let mut held = lock(&self.held);
+        while held.len() < count {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "{} elements held within {SOON:?}, want {count}", held.len());
+            held = self
+                .changed
+                .wait_timeout(held, left)
+                .unwrap_or_else(|poison| poison.into_inner())
+                .0;
+        }
+    }
+
+    pub fn take_held(&self) -> Vec<Element> {
+        std::mem::take(&mut *lock(&self.held))
+    }
+
+    /// Answers what is held, on the calling thread.
+    pub fn release(&self) {
+        self.hold(false);
+        self.take_held().into_iter().for_each(answer);
+    }
+
+    /// The buffers of the newest element.
+    pub fn last_shape(&self) -> Shape {
+        lock(&self.last_shape).clone()
+    }
+}
+
+pub fn answer(element: Element) {
+    let mut bytes = vec![0; (element.readable_len() as usize).min(MOST_BYTES)];
+    element.read(0, &mut bytes);
+    let written = element.write(0, &bytes) as u32;
+    element.complete(written).expect("no more written than there is room for");
+}
+
+pub struct Scripted(pub Arc<Script>);
+
+impl Device for Scripted {
+    fn kick(&self, vq: &mut Virtqueue<'_>) -> Kick {
+        let mut batch: [Option<Element>; 32] = Default::default();
+        while let Ok(count @ 1..) = vq.pop(&mut batch) {
+            for element in batch[..count].iter_mut().filter_map(Option::take) {
+                *lock(&self.0.last_shape) = Shape::of(&element);
+                if self.0.holding.load(Ordering::Relaxed) {
+                    lock(&self.0.held).push(element);
+                    self.0.changed.notify_all();
+                } else {
+                    answer(element);
+                }
+            }
+        }
+        Kick::Done
+    }
+
+    fn queue_started(&self, vq: &mut Virtqueue<'_>) {
+        self.0.note(Event::QueueStarted(vq.index()));
+    }
+
+    fn queue_stopping(&self, vq: &mut Virtqueue<'_>, reason: StopReason) {
+        self.0.note(Event::QueueStopping(vq.index(), reason));
+    }
+
+    fn queue_stopped(&self, index: u32) {
+        self.0.note(Event::QueueStopped(index));
+    }
+
+    fn connected(&self) {
+        self.0.note(Event::Connected);
+    }
+
+    fn disconnected(&self, errno: i32, reason: &str) {
+        self.0.note(Event::Disconnected { errno, reason: reason.to_owned() });
+    }
+
+    fn features_acked(&self, features: u64, protocol_features: u64) {
+        self.0.note(Event::Features { features, protocol_features });
+    }
+
+    fn config_written(&self, offset: u32, size: u32) {
+        self.0.note(Event::ConfigWritten { offset, size });
+    }
+
+    fn reset(&self) {
+        self.0.note(Event::Reset);
+    }
+
+    fn ring_broken(&self, index: u32, errno: i32, reason: &str) {
+        self.0.note(Event::RingBroken { index, errno, reason: reason.to_owned() });
+    }
+}
