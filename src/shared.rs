@@ -14,7 +14,7 @@ use crate::server::lifecycle::Lifecycle;
 use crate::stats::ServerCounters;
 use crate::stream::Stream;
 use crate::sync::channel::{Receiver, Sender, bounded};
-use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU64, Mutex, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::virtqueue::Queue;
 use crate::virtqueue::inflight::Gate;
 
@@ -74,6 +74,8 @@ pub(crate) struct Shared {
     device: Box<dyn Device>,
     /// Set when the server is freed: no callback after it.
     destroyed: AtomicBool,
+    /// Threads that are about to call `wake`, or inside it.
+    waking: AtomicUsize,
     /// A callback panicked.
     poisoned: AtomicBool,
     /// A ring has broken and has not been reported: spares the internal thread the look at every queue.
@@ -112,6 +114,7 @@ impl Shared {
             logger,
             device,
             destroyed: AtomicBool::new(false),
+            waking: AtomicUsize::new(0),
             poisoned: AtomicBool::new(false),
             broken_hint: AtomicBool::new(false),
             table: TableCell::new(),
@@ -191,8 +194,13 @@ impl Shared {
 
     /// The server is being freed: tells the device, once, and lets go of the queues.
     pub(crate) fn destroy(&self) {
-        if self.destroyed.swap(true, Ordering::AcqRel) {
+        // SeqCst: pairs with `wake`.
+        if self.destroyed.swap(true, Ordering::SeqCst) {
             return;
+        }
+        // What `wake` refers to is the program's to free after this. It only wakes a loop, so it is soon over.
+        while self.waking.load(Ordering::SeqCst) != 0 && !callback::keeps(self.id()) {
+            std::thread::yield_now();
         }
         callback::run(self.id(), || self.device.destroy());
         let queues = std::mem::take(&mut *self.queues.lock());
@@ -271,12 +279,15 @@ impl Shared {
 
     /// The application's own wake-up; any thread.
     pub(crate) fn wake(&self) {
-        if let Some(wake) = &self.config.wake
-            && !self.destroyed.load(Ordering::Acquire)
-            && callback::run(self.id(), wake).is_none()
-        {
+        let Some(wake) = &self.config.wake else {
+            return;
+        };
+        // SeqCst: either `destroy` sees this thread and waits for it, or this thread sees that it is too late.
+        self.waking.fetch_add(1, Ordering::SeqCst);
+        if !self.destroyed.load(Ordering::SeqCst) && callback::run(self.id(), wake).is_none() {
             self.poison();
         }
+        self.waking.fetch_sub(1, Ordering::Release);
     }
 
     /// A queue or the stream was handed back.

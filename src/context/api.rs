@@ -154,19 +154,23 @@ impl Context {
     /// # Errors
     /// `EXDEV` on another thread.
     pub fn flush(&self) -> Result<()> {
-        if !self.core.is_owned_by(crate::sync::thread_id()) {
+        let Some(_held) = self.core.hold() else {
             return Err(Error::new(libc::EXDEV, "not the owner of the context"));
-        }
+        };
         self.core.flush();
         Ok(())
     }
 
-    /// Stages a completion outside of a callback; see [`Virtqueue::stage`](crate::Virtqueue::stage).
+    /// Stages a completion outside of a callback; see [`Virtqueue::stage`](crate::Virtqueue::stage). On another
+    /// thread than the owner, and for an element of a queue that does not live here, it is
+    /// [`Element::complete`](crate::Element::complete).
     ///
     /// # Errors
     /// As there.
     pub fn stage(&self, element: crate::Element, written: u32) -> Result<()> {
-        element.finish(written, true)
+        let held = self.core.hold();
+        let stage = held.is_some() && element.queue().owner.load().held_by(self.core.id);
+        element.finish(written, stage)
     }
 
     /// Frees the context. On the loop's thread, or while the loop is not running.

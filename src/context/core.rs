@@ -132,7 +132,31 @@ impl ContextCore {
     /// The calling thread becomes the owner.
     pub(super) fn adopt(&self) -> Result<()> {
         // As a dispatch of no length: it excludes one that is going on elsewhere.
-        self.enter().map(drop)
+        self.enter_briefly().map(drop)
+    }
+
+    /// As [`enter`](Self::enter), for a call that is no dispatch: what waits for one is left to it.
+    pub(crate) fn enter_briefly(&self) -> Result<Dispatch<'_>> {
+        let mut dispatch = self.enter()?;
+        dispatch.reads_mail = false;
+        Ok(dispatch)
+    }
+
+    /// Keeps other threads from dispatching while the owner uses outside of a dispatch what only the owner may
+    /// use. `None` if the calling thread is not the owner (any more).
+    pub(crate) fn hold(&self) -> Option<Hold<'_>> {
+        if self.is_dispatching_here() {
+            return Some(Hold(None));
+        }
+        let me = thread_id();
+        if !self.is_owned_by(me) {
+            return None;
+        }
+        // Acquire: as in `enter`.
+        self.dispatcher.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        let hold = Hold(Some(&self.dispatcher));
+        // Another thread may have dispatched in between.
+        self.is_owned_by(me).then_some(hold)
     }
 
     /// Begins a dispatch; dispatches nest on one thread. `EBUSY` while another thread is in one.
@@ -162,13 +186,18 @@ impl ContextCore {
             }
         }
         self.depth.store(self.depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        Ok(Dispatch(self))
+        Ok(Dispatch {
+            context: self,
+            reads_mail: true,
+        })
     }
 
-    fn leave(&self) {
+    fn leave(&self, reads_mail: bool) {
         let depth = self.depth.load(Ordering::Relaxed) - 1;
-        if depth == 0 {
+        if depth == 0 && reads_mail {
             self.settle();
+        } else {
+            self.lie_down();
         }
         self.depth.store(depth, Ordering::Relaxed);
         if depth == 0 {
@@ -185,10 +214,10 @@ impl ContextCore {
             if self.doorbell.is_none() {
                 return;
             }
-            if !self.inner.lock().again.is_empty() {
-                self.ring();
-            }
             if !self.mailbox.sleep() {
+                if self.is_restless() {
+                    self.ring();
+                }
                 return;
             }
             self.mailbox.wake_up();
@@ -199,6 +228,21 @@ impl ContextCore {
         self.flush();
         let _ = self.mailbox.sleep();
         self.ring();
+    }
+
+    /// As [`settle`](Self::settle) where no callback may run: at the end of a nested dispatch, which returns to a
+    /// callback that may go on in a loop of its own, and of a call that is no dispatch. What waits rings.
+    fn lie_down(&self) {
+        self.flush();
+        if self.doorbell.is_some() && (self.mailbox.sleep() || self.is_restless()) {
+            self.ring();
+        }
+    }
+
+    /// Something wants another dispatch soon: a queue that asked for it, or one whose notifications are off.
+    fn is_restless(&self) -> bool {
+        let inner = self.inner.lock();
+        !inner.again.is_empty() || !inner.unarmed.is_empty()
     }
 
     /// Runs a callback: asleep meanwhile, so that senders ring the doorbell, which a nested loop hears.
@@ -232,7 +276,8 @@ impl ContextCore {
     /// The owner, inside or outside of a dispatch: `queue` has staged completions.
     pub(crate) fn will_flush(&self, queue: Arc<Queue>) {
         self.inner.lock().unflushed.push(queue);
-        if !self.is_dispatching_here() {
+        // Inside of a dispatch, and not merely holding the context.
+        if !(self.is_dispatching_here() && self.depth.load(Ordering::Relaxed) > 0) {
             self.ring();
         }
     }
@@ -302,7 +347,7 @@ impl ContextCore {
             return Err(Error::new(libc::EBUSY, "the context is being dispatched"));
         }
         {
-            let _dispatch = self.enter()?;
+            let _dispatch = self.enter_briefly()?;
             self.let_orphans_go();
         }
         if !registry::remove(self.id) {
@@ -338,10 +383,25 @@ impl std::fmt::Debug for ContextCore {
 }
 
 /// The calling thread is inside a dispatch until this is dropped.
-pub(crate) struct Dispatch<'a>(&'a ContextCore);
+pub(crate) struct Dispatch<'a> {
+    context: &'a ContextCore,
+    reads_mail: bool,
+}
 
 impl Drop for Dispatch<'_> {
     fn drop(&mut self) {
-        self.0.leave();
+        self.context.leave(self.reads_mail);
+    }
+}
+
+/// No other thread can dispatch the context until this is dropped.
+pub(crate) struct Hold<'a>(Option<&'a AtomicUsize>);
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        if let Some(dispatcher) = self.0 {
+            // Release: as in `leave`.
+            dispatcher.store(0, Ordering::Release);
+        }
     }
 }

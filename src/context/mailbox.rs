@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 
-use crate::sync::{AtomicU32, Mutex, Ordering, fence};
+use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, fence};
 
 const ASLEEP: u32 = 0;
 const AWAKE: u32 = 1;
@@ -21,6 +21,8 @@ const RUNG: u32 = 2;
 #[derive(Debug)]
 pub(crate) struct Mailbox<T> {
     letters: Mutex<VecDeque<T>>,
+    /// There are letters. Changes under their lock, and spares who only asks the lock.
+    filled: AtomicBool,
     state: AtomicU32,
 }
 
@@ -29,6 +31,7 @@ impl<T: PartialEq> Mailbox<T> {
     pub(crate) fn new() -> Self {
         Mailbox {
             letters: Mutex::new(VecDeque::new()),
+            filled: AtomicBool::new(false),
             state: AtomicU32::new(ASLEEP),
         }
     }
@@ -40,6 +43,8 @@ impl<T: PartialEq> Mailbox<T> {
             let mut letters = self.letters.lock();
             if !letters.contains(&letter) {
                 letters.push_back(letter);
+                // Relaxed: the fences of `needs_ring` and `sleep` order it.
+                self.filled.store(true, Ordering::Relaxed);
             }
         }
         self.needs_ring()
@@ -80,14 +85,13 @@ impl<T: PartialEq> Mailbox<T> {
         if self.state.load(Ordering::Relaxed) != RUNG {
             return false;
         }
+        // Before the box is opened, whose lock orders the two: a sender that comes after it sees this.
         self.state.store(ASLEEP, Ordering::Relaxed);
-        // Pairs with the fence of `needs_ring`: a letter that was pushed before the ring is in the box.
-        fence(Ordering::SeqCst);
         true
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.letters.lock().is_empty()
+        !self.filled.load(Ordering::Relaxed)
     }
 
     /// How many letters there are now: the receiver takes as many, so that those which arrive meanwhile do not
@@ -98,7 +102,12 @@ impl<T: PartialEq> Mailbox<T> {
 
     /// The oldest letter. The others stay in the box for a loop that nests while it is dealt with.
     pub(crate) fn take(&self) -> Option<T> {
-        self.letters.lock().pop_front()
+        let mut letters = self.letters.lock();
+        let letter = letters.pop_front();
+        if letters.is_empty() {
+            self.filled.store(false, Ordering::Relaxed);
+        }
+        letter
     }
 }
 
@@ -167,6 +176,36 @@ mod models {
             let rung = shared.1.load(Ordering::Acquire);
             assert!(seen == 2 || rung, "a letter waits for a doorbell that nobody rang");
             assert_eq!(seen + shared.0.len(), 2);
+        });
+    }
+
+    /// A receiver that asks gets every letter, the ones that arrive while it reads with its next question.
+    #[test]
+    fn a_receiver_that_asks_gets_every_letter() {
+        loom::model(|| {
+            let mailbox = Arc::new(Mailbox::new());
+            let senders: Vec<_> = (0..2)
+                .map(|letter| {
+                    let mailbox = mailbox.clone();
+                    thread::spawn(move || {
+                        let _ = mailbox.push(letter);
+                    })
+                })
+                .collect();
+            let mut seen = 0;
+            let mut ask = || {
+                if mailbox.answer() {
+                    for _ in 0..mailbox.len() {
+                        seen += usize::from(mailbox.take().is_some());
+                    }
+                }
+            };
+            ask();
+            for sender in senders {
+                sender.join().unwrap();
+            }
+            ask();
+            assert_eq!(seen, 2);
         });
     }
 }

@@ -28,4 +28,4 @@ pub(crate) use self::core::{ContextCore, Mail};
 #[cfg(not(loom))]
 pub use self::{api::Context, event_loop::EventLoop, watch::Watch};
 #[cfg(not(loom))]
-pub(crate) use self::{serve::Scope, watch::WatchSlot};
+pub(crate) use self::watch::WatchSlot;

@@ -283,6 +283,7 @@ mod tests {
 }
 
 #[cfg(all(test, loom))]
+#[allow(unsafe_code)]
 mod models {
     use super::*;
     use crate::sync::Arc;

@@ -11,6 +11,8 @@ use super::serve::Scope;
 
 /// The window of busy polling is never shorter than this, or it would not find out that it pays.
 const SHORTEST_WINDOW_NS: u64 = 2_000;
+/// How often the window is begun anew at most, so that rings which are never empty do not keep a round for ever.
+const WINDOWS_A_ROUND: u32 = 64;
 /// Looks at the rings between two looks at the descriptors.
 const LOOKS_PER_POLL: u32 = 128;
 
@@ -49,7 +51,7 @@ impl ContextCore {
         let n = epoll.wait(
             timeout_ms,
             || self.mailbox.wake_up(),
-            |slot, revents| self.dispatch_slot(&slot, revents),
+            |slot, revents| self.handle_slot(&slot, revents),
         )?;
         self.flush();
         self.read_mail(Scope::All);
@@ -67,22 +69,25 @@ impl ContextCore {
             return Ok(0);
         };
         let window = self.busy_window_ns.load(Ordering::Relaxed).clamp(SHORTEST_WINDOW_NS.min(max), max);
-        let mut until = Instant::now() + Duration::from_nanos(window);
+        let window_ns = Duration::from_nanos(window);
+        let mut until = Instant::now() + window_ns;
+        let last = until + window_ns * WINDOWS_A_ROUND;
         let mut served = 0;
         loop {
+            self.serve_again();
             for _ in 0..LOOKS_PER_POLL {
                 let now_served = self.serve_ready();
                 if now_served > 0 {
                     served += now_served;
                     self.flush();
-                    until = Instant::now() + Duration::from_nanos(window);
+                    until = (Instant::now() + window_ns).min(last);
                 }
                 std::hint::spin_loop();
             }
             if self.quit.load(Ordering::Relaxed) || !self.mailbox.is_empty() {
                 break;
             }
-            let ready = epoll.wait(0, || {}, |slot, revents| self.dispatch_slot(&slot, revents))?;
+            let ready = epoll.wait(0, || {}, |slot, revents| self.handle_slot(&slot, revents))?;
             served += ready;
             self.flush();
             if Instant::now() >= until {
@@ -198,7 +203,7 @@ impl ContextCore {
 
     /// In a blocking stop, for a loop that cannot run itself: what [`Scope::Stopping`] allows.
     pub(crate) fn serve_stop(self: &Arc<Self>) -> Result<()> {
-        let _dispatch = self.enter()?;
+        let _dispatch = self.enter_briefly()?;
         self.read_mail(Scope::Stopping);
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use crate::callback;
 use crate::device::Kick;
+use crate::session::housekeeping;
 use crate::shared::Shared;
 use crate::stream::Event;
 use crate::sync::{Arc, Ordering};
@@ -36,9 +37,13 @@ const BROKEN_EVENTS: u32 = (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) as u
 impl ContextCore {
     /// A watched descriptor is ready.
     pub(super) fn dispatch_slot(self: &Arc<Self>, slot: &Arc<WatchSlot>, revents: u32) {
-        let Ok(_dispatch) = self.enter() else {
-            return;
-        };
+        if let Ok(_dispatch) = self.enter() {
+            self.handle_slot(slot, revents);
+        }
+    }
+
+    /// As [`dispatch_slot`](Self::dispatch_slot), inside of a dispatch.
+    pub(super) fn handle_slot(self: &Arc<Self>, slot: &Arc<WatchSlot>, revents: u32) {
         match slot.target() {
             Target::Nothing => {}
             Target::Doorbell => self.answer_doorbell(),
@@ -64,6 +69,8 @@ impl ContextCore {
             Drained::Ok if revents & BROKEN_EVENTS == 0 => None,
             // What was signalled before the other end went is still served.
             Drained::Ok if revents & libc::POLLIN as u32 != 0 => None,
+            // A call that comes late may speak of another descriptor that had this slot.
+            Drained::Ok if !kick.is_gone() => None,
             Drained::Ok | Drained::Gone => Some("nobody can signal the kick descriptor any more"),
             Drained::Failed(errno) => Some(errno.desc()),
         };
@@ -186,9 +193,6 @@ impl ContextCore {
 
     fn hand_back(&self, queue: &Arc<Queue>) {
         queue.depart();
-        if queue.is_broken() {
-            queue.signal_error();
-        }
         if let Some(transition) = queue.owner.give_back(self.id) {
             registry::account(&transition);
         }
@@ -279,9 +283,17 @@ impl ContextCore {
     }
 
     fn serve_later(&self, queue: &Arc<Queue>) {
-        let mut inner = self.inner.lock();
-        if !inner.again.iter().any(|other| Arc::ptr_eq(other, queue)) {
-            inner.again.push_back(queue.clone());
+        let first = {
+            let mut inner = self.inner.lock();
+            let first = inner.again.is_empty();
+            if !inner.again.iter().any(|other| Arc::ptr_eq(other, queue)) {
+                inner.again.push_back(queue.clone());
+            }
+            first
+        };
+        if first && self.is_foreign() {
+            // At once: the loop may go on nested in another queue's callback.
+            self.ring();
         }
     }
 
@@ -354,9 +366,16 @@ impl ContextCore {
         if let Some(transition) = server.stream.owner.give_back(self.id) {
             registry::account(&transition);
         }
+        if server.lifecycle.is_idle() {
+            // `stopped` may have come after the last look at the stream, and nobody else is left to offer it.
+            housekeeping::offer_stream(server);
+        }
         // `stopped` was the last event: the context is no longer attached, unless the server is started again.
         server.lifecycle.while_idle(|| {
-            if let Some(transition) = server.stream.owner.set_target(CtxId::NONE) {
+            if server.stream.is_empty()
+                && server.stream.owner.load().state == State::Internal
+                && let Some(transition) = server.stream.owner.set_target(CtxId::NONE)
+            {
                 registry::account(&transition);
             }
         });

@@ -55,12 +55,15 @@ impl WatchSlot {
 
     /// Is there work behind this watch? Does not block.
     pub(crate) fn has_work(&self) -> bool {
+        let Some(context) = self.context.upgrade() else {
+            return false;
+        };
+        let Some(_held) = context.hold() else {
+            return false;
+        };
         match self.target() {
             Target::Nothing => false,
-            Target::Doorbell => self
-                .context
-                .upgrade()
-                .is_some_and(|context| context.has_pending_work()),
+            Target::Doorbell => context.has_pending_work(),
             Target::Kick(queue, kick) => queue.peek() || kick.is_ready(),
             Target::User(..) => false,
         }

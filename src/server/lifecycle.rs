@@ -114,8 +114,14 @@ impl Lifecycle {
 
     /// Stopping (or Running, if the thread could not be started) → Stopped.
     pub(crate) fn end(&self) {
+        self.end_with(|| {});
+    }
+
+    /// As [`end`](Self::end), with `last_act` in the same step. It must not come back here.
+    pub(crate) fn end_with(&self, last_act: impl FnOnce()) {
         let waiting = {
             let mut inner = self.inner.lock();
+            last_act();
             inner.state = State::Stopped;
             self.stopping.store(false, Ordering::Release);
             std::mem::take(&mut inner.waiting)

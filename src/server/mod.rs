@@ -164,7 +164,7 @@ impl Server {
             if is_held(ownership)
                 && let Some(context) = registry::get(ownership.context)
             {
-                let _dispatch = context.enter()?;
+                let _dispatch = context.enter_briefly()?;
                 context.give_up(queue);
             }
         }
@@ -172,7 +172,7 @@ impl Server {
         if is_held(ownership)
             && let Some(context) = registry::get(ownership.context)
         {
-            let _dispatch = context.enter()?;
+            let _dispatch = context.enter_briefly()?;
             context.hand_back_stream(&self.shared);
         }
         Ok(())

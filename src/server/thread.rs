@@ -98,8 +98,11 @@ fn finish(shared: &Arc<Shared>) {
     }
     shared.stream.clear();
     if shared.lifecycle.owes_stopped() && !shared.stream.owner.load().target.is_none() {
-        shared.stream.push(Event::Stopped);
-        shared.lifecycle.end();
+        // In one step: a context that has just delivered something else neither delivers `stopped` early nor
+        // lets the stream go before it has it.
+        shared.lifecycle.end_with(|| {
+            shared.stream.push(Event::Stopped);
+        });
         housekeeping::offer_stream(shared);
     } else {
         if let Some(transition) = shared.stream.owner.set_target(CtxId::NONE) {

@@ -203,6 +203,12 @@ impl Element {
         unsafe { &self.0.as_ref().elem }
     }
 
+    /// The queue it was popped from.
+    pub(crate) fn queue(&self) -> &Queue {
+        // SAFETY: a popped slot is stamped with its queue, which lives as long as the element is not completed.
+        unsafe { &*self.0.as_ref().queue.cast::<Queue>() }
+    }
+
     /// Bytes that the device can read.
     pub fn readable_len(&self) -> u32 {
         self.elem().out_len

@@ -210,12 +210,39 @@ mod models {
                 release(&shared);
             }
             let idle = shared.gate.close();
+            if idle {
+                // The internal thread unmaps.
+                shared.memory.with_mut(|p| unsafe { *p = 1 });
+            }
             for other in others {
                 other.join().unwrap();
             }
             assert_eq!(shared.released.load(Ordering::Relaxed), 1);
             assert!(idle || shared.rung.load(Ordering::Acquire));
             assert_eq!(shared.gate.inc(), Err(Closed));
+        });
+    }
+
+    /// The internal thread cleans up behind a closed gate; work that begins before or after has the memory to
+    /// itself.
+    #[test]
+    fn nothing_is_in_flight_between_close_and_reopen() {
+        loom::model(|| {
+            let shared = Arc::new((Gate::new(), UnsafeCell::new(0u32)));
+            let other = {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    if shared.0.inc().is_ok() {
+                        shared.1.with(|p| unsafe { std::ptr::read_volatile(p) });
+                        shared.0.dec().unwrap();
+                    }
+                })
+            };
+            if shared.0.close() || shared.0.is_idle() {
+                shared.1.with_mut(|p| unsafe { *p += 1 });
+                shared.0.reopen();
+            }
+            other.join().unwrap();
         });
     }
 }

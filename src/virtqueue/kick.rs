@@ -69,6 +69,13 @@ impl KickSource {
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(n) if n > 0)
     }
+
+    /// Nobody can signal it any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        // An error here is no news about the descriptor.
+        poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].any() == Some(true)
+    }
 }
 
 impl AsFd for KickSource {
@@ -94,7 +101,9 @@ mod tests {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         let source = KickSource::from_fd(reader).unwrap();
         assert_eq!(source.drain(), Drained::Ok, "empty is spurious, not an error");
+        assert!(!source.is_gone());
         drop(writer);
+        assert!(source.is_gone());
         assert_eq!(source.drain(), Drained::Gone);
     }
 

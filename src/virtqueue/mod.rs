@@ -42,6 +42,6 @@ pub use stats::VqStats;
 pub use vq::Virtqueue;
 #[cfg(not(loom))]
 pub(crate) use {
-    element::{complete, dropped, read_out, write_in},
+    element::{complete, read_out, write_in},
     vq::{Look, Queue, Setup},
 };

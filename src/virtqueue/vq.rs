@@ -1029,7 +1029,8 @@ impl<'a> Virtqueue<'a> {
     /// # Errors
     /// `EINVAL` if `written` exceeds the element's writable bytes; the element is then completed with 0.
     pub fn stage(&mut self, element: Element, written: u32) -> Result<()> {
-        element.finish(written, true)
+        let own = std::ptr::eq(element.queue(), Arc::as_ptr(self.queue));
+        element.finish(written, own)
     }
 
     /// Publishes what is staged now.

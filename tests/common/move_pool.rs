@@ -40,12 +40,13 @@ pub struct Pool {
 }
 
 impl Pool {
-    pub fn start(threads: u64, finish: fn(Element)) -> Self {
+    pub fn start(threads: u64, finish: impl Fn(Element) + Send + Sync + 'static) -> Self {
         let shared = Arc::new(Shared::default());
+        let finish = Arc::new(finish);
         let threads = (0..threads)
             .map(|seed| {
-                let shared = shared.clone();
-                thread::spawn(move || shared.work(finish, Random::new(seed)))
+                let (shared, finish) = (shared.clone(), finish.clone());
+                thread::spawn(move || shared.work(&*finish, Random::new(seed)))
             })
             .collect();
         Pool { shared, threads }
@@ -58,7 +59,7 @@ impl Pool {
 }
 
 impl Shared {
-    fn work(&self, finish: fn(Element), mut random: Random) {
+    fn work(&self, finish: &dyn Fn(Element), mut random: Random) {
         let mut queue = self.queue.lock().unwrap();
         loop {
             let count = queue.waiting.len();

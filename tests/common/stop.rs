@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+    Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak, mpsc,
 };
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
@@ -355,10 +355,17 @@ impl Looper {
     pub fn new() -> Self {
         let ctx = Arc::new(Context::epoll().unwrap());
         let looping = ctx.clone();
+        let (adopted, is_adopted) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("looper".into())
-            .spawn(move || looping.run().unwrap())
+            .spawn(move || {
+                looping.adopt().unwrap();
+                adopted.send(()).unwrap();
+                looping.run().unwrap();
+            })
             .unwrap();
+        // As long as the creating thread owned it, a stop there would dispatch it.
+        is_adopted.recv_timeout(SOON).unwrap();
         Looper { ctx, thread: Some(thread) }
     }
 

@@ -170,7 +170,6 @@ fn two_contexts_stop_each_others_servers() {
                     let ctx = Arc::new(Context::epoll().unwrap());
                     let done = complete_in_loop(&ctx, &held);
                     own.start(Address::Listen(path.clone()), Some(&ctx)).unwrap();
-                    drop(own);
                     let driver = {
                         let (ctx, held, done) = (ctx.clone(), held.clone(), done.clone());
                         thread::spawn(move || {
@@ -186,8 +185,9 @@ fn two_contexts_stop_each_others_servers() {
                     ctx.run().unwrap();
                     barrier.wait();
                     within(SERVED, "the other's stop", || other.stop()).unwrap();
-                    // This one's may still need this thread.
-                    driver_joined(&ctx, driver);
+                    // This thread's own server may still need it.
+                    dispatch_until(&ctx, || own.is_stopped() && driver.is_finished());
+                    driver.join().unwrap();
                     ctx.unwatch(done.as_raw_fd()).unwrap();
                 })
             })
@@ -200,13 +200,12 @@ fn two_contexts_stop_each_others_servers() {
     }
 }
 
-fn driver_joined(ctx: &Context, driver: thread::JoinHandle<()>) {
+fn dispatch_until(ctx: &Context, done: impl Fn() -> bool) {
     let start = Instant::now();
-    while !driver.is_finished() {
-        assert!(start.elapsed() < SOON, "the driver is not done");
+    while !done() {
+        assert!(start.elapsed() < SOON, "the other thread did not stop this one's server");
         ctx.dispatch(Some(Duration::from_millis(5))).unwrap();
     }
-    driver.join().unwrap();
 }
 
 // ---- foreign loops --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ use super::device::Event;
 use super::rig::{Bad, acknowledging, alive, handled, run, works};
 use crate::sim::frontend::Piece;
 use crate::sim::wire::{self, FLAG_NEED_REPLY, FLAG_REPLY, HEADER_LEN, Header, req};
-use crate::sim::{Deadline, EventFd, eventually};
+use crate::sim::{EventFd, Seg, echo};
 
 const MAX_BODY: u32 = 4096;
 
@@ -50,7 +50,7 @@ fn case_02_a_body_in_two_writes() {
             s.fe().wait_consumed().unwrap();
             // The data path does not wait for the other half.
             let queue = &mut s.queues[1];
-            crate::sim::echo::round_trip(queue, b"in the middle of a message");
+            echo::round_trip(queue, b"in the middle of a message");
             s.fe().send_bytes(&message[cut..], &[]).unwrap();
             let ack = s.fe().recv_reply(req::SET_STATUS).unwrap().u64().unwrap();
             assert_eq!(ack, 0, "cut at {cut}");
@@ -77,27 +77,14 @@ fn case_03_closed_between_in_and_inside_messages() {
                 fe.send_bytes(&message[..end], &[kick.as_raw_fd()]).unwrap();
             }
             drop(fe);
-            let told = rig.device.take("end", |e| matches!(e, Event::Disconnected { .. }));
-            let reason = reason.to_owned();
-            assert_eq!(told, Event::Disconnected { errno, reason }.prefixed(&told), "end at {end}");
+            let what = format!("end at {end}: {errno} {reason}");
+            rig.device.take(&what, |event| {
+                matches!(event, Event::Disconnected { errno: e, reason: r } if *e == errno && r.contains(reason))
+            });
         }
         let mut s = rig.session();
         works(&mut s);
     });
-}
-
-impl Event {
-    /// This event with the reason of `told`, if that contains this one's.
-    fn prefixed(self, told: &Event) -> Event {
-        match (self, told) {
-            (Event::Disconnected { errno, reason }, Event::Disconnected { reason: full, .. })
-                if full.contains(&reason) =>
-            {
-                Event::Disconnected { errno, reason: full.clone() }
-            }
-            (event, _) => event,
-        }
-    }
 }
 
 #[test]
@@ -363,7 +350,7 @@ fn case_14_a_peer_that_does_not_read_its_replies() {
         let body = wire::config(0, 0, &[0; 256]);
         let blocked = (0..100_000).find_map(|_| s.fe().send(req::GET_CONFIG, 0, &body, &[]).err());
         assert!(blocked.is_some_and(|error| error.is_timeout()), "the server reads on and on");
-        crate::sim::echo::round_trip(&mut s.queues[0], b"the data path goes on");
+        echo::round_trip(&mut s.queues[0], b"the data path goes on");
         let before = thread_cpu("vu-protocol");
         // A window to measure in, not something to wait for.
         thread::sleep(Duration::from_millis(100));
@@ -414,7 +401,7 @@ fn case_16_nothing_is_dispatched_after_stop() {
         let mut s = rig.session();
         rig.device.hold(true);
         let buffer = s.memory.alloc(64, 8).unwrap();
-        s.queues[0].submit(&[crate::sim::Seg::writable(buffer, 64)]).unwrap();
+        s.queues[0].submit(&[Seg::writable(buffer, 64)]).unwrap();
         rig.device.wait_held(1);
         // This keeps the internal thread busy; the rest stays in the socket.
         s.fe().send_get_vring_base(0).unwrap();
@@ -423,16 +410,9 @@ fn case_16_nothing_is_dispatched_after_stop() {
             s.fe().send(req::SET_CONFIG, 0, &wire::config(16, 0, &[0xee]), &[]).unwrap();
         }
         let config = rig.config();
-        let server = rig.server.clone();
-        let stopper = thread::spawn(move || server.stop());
-        eventually("stop under way", Deadline::secs(10), true, || {
-            rig.device.events().iter().any(|e| *e == Event::Disconnected {
-                errno: 0,
-                reason: "the server is being stopped".into(),
-            }) || rig.server.set_config(0, &config[..1]).is_ok()
-        });
+        rig.server.request_stop().unwrap();
         rig.device.release();
-        stopper.join().unwrap().unwrap();
+        rig.server.stop().unwrap();
         assert_eq!(handled(rig, req::SET_CONFIG), 0);
         assert_eq!(rig.config(), config, "a message was dispatched after the stop");
     });

@@ -1,0 +1,84 @@
+/* What a C compiler makes of the structures is what 0.1 promised. */
+#include <stddef.h>
+#include <vu_server.h>
+
+#define AT(type, field, offset) \
+    _Static_assert(offsetof(type, field) == (offset), #type "." #field)
+#define SIZE(type, size) _Static_assert(sizeof(type) == (size), #type)
+
+AT(vu_elem, out, 0);
+AT(vu_elem, out_num, 8);
+AT(vu_elem, in, 16);
+AT(vu_elem, in_num, 24);
+AT(vu_elem, out_len, 28);
+AT(vu_elem, in_len, 32);
+AT(vu_elem, priv, 40);
+
+AT(vu_ctx_ops, struct_size, 0);
+AT(vu_ctx_ops, set_watch, 8);
+AT(vu_ctx_ops, remove_watch, 16);
+AT(vu_ctx_ops, poll, 24);
+AT(vu_ctx_ops, destroy, 32);
+SIZE(vu_ctx_ops, 40);
+
+AT(vu_device_ops, struct_size, 0);
+AT(vu_device_ops, kick, 8);
+AT(vu_device_ops, queue_started, 16);
+AT(vu_device_ops, queue_stopping, 24);
+AT(vu_device_ops, queue_stopped, 32);
+AT(vu_device_ops, connected, 40);
+AT(vu_device_ops, disconnected, 48);
+AT(vu_device_ops, features_acked, 56);
+AT(vu_device_ops, config_written, 64);
+AT(vu_device_ops, reset, 72);
+AT(vu_device_ops, ring_broken, 80);
+AT(vu_device_ops, orphaned, 88);
+AT(vu_device_ops, stopped, 96);
+AT(vu_device_ops, destroy, 104);
+SIZE(vu_device_ops, 112);
+
+AT(vu_server_config, struct_size, 0);
+AT(vu_server_config, name, 8);
+AT(vu_server_config, flags, 16);
+AT(vu_server_config, features, 24);
+AT(vu_server_config, features_masked, 32);
+AT(vu_server_config, num_queues, 40);
+AT(vu_server_config, max_queue_size, 44);
+AT(vu_server_config, config_space, 48);
+AT(vu_server_config, config_size, 56);
+AT(vu_server_config, config_writable, 64);
+AT(vu_server_config, elem_priv_size, 72);
+AT(vu_server_config, stage_max, 76);
+AT(vu_server_config, drain_timeout_ms, 80);
+AT(vu_server_config, on_broken_ring, 84);
+AT(vu_server_config, log_level, 88);
+AT(vu_server_config, log, 96);
+AT(vu_server_config, log_opaque, 104);
+AT(vu_server_config, wake, 112);
+AT(vu_server_config, wake_opaque, 120);
+SIZE(vu_server_config, 128);
+
+AT(vu_server_stats, connections, 8);
+AT(vu_server_stats, memory_regions, 64);
+AT(vu_server_stats, messages_by_type, 72);
+SIZE(vu_server_stats, 584);
+
+AT(vu_vq_stats, pops, 8);
+AT(vu_vq_stats, inflight, 64);
+AT(vu_vq_stats, breaks, 80);
+SIZE(vu_vq_stats, 88);
+
+_Static_assert(VU_AGAIN == 1, "kick");
+_Static_assert(VU_STOP_RECALL == 1 && VU_STOP_VRING_BASE == 2 && VU_STOP_DISABLED == 3 &&
+               VU_STOP_DETACH == 4 && VU_STOP_MOVE == 5 && VU_STOP_RESET == 6 &&
+               VU_STOP_DISCONNECT == 7 && VU_STOP_SERVER == 8 && VU_STOP_BROKEN == 9, "reasons");
+_Static_assert(VU_LOG_ERROR == 3 && VU_LOG_WARNING == 4 && VU_LOG_INFO == 6 &&
+               VU_LOG_DEBUG == 7, "syslog levels");
+_Static_assert(VU_BROKEN_RING_STOP == 0 && VU_BROKEN_RING_DISCONNECT == 1, "broken rings");
+_Static_assert(VU_SERVER_RUN_DISABLED_QUEUES == 1u << 0 &&
+               VU_SERVER_REQUIRE_SEALED_MEMORY == 1u << 1, "flags");
+
+int main(void)
+{
+    return 0;
+}
