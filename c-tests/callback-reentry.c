@@ -124,7 +124,7 @@ int main(void)
     rig_submit(&device.rig, 0, 16, 16);
     ok(fe_wait_used(&device.rig.fe, 0, &written));
     ok(fe_stop_queue(&device.rig.fe, 0));
-    ok(fe_set(&device.rig.fe, FE_RESET_DEVICE, NULL, 0, NULL, 0));
+    ok(fe_set(&device.rig.fe, FE_RESET_OWNER, NULL, 0, NULL, 0));
     fe_disconnect(&device.rig.fe);
     pthread_join(thread, NULL);
     for (int i = 0; i < CALLBACKS; i++)

@@ -96,7 +96,7 @@ static void on_acked(void *dev, uint64_t features, uint64_t protocol_features)
 static void exchange(struct rig *rig)
 {
     for (int i = 0; i < REQUESTS; i++) {
-        const uint32_t size = 1 + (uint32_t)i % 90;
+        const uint32_t size = 2 + (uint32_t)i % 90;
         uint32_t written;
         int head;
 

@@ -2,6 +2,10 @@
 #define _GNU_SOURCE
 #include "echo-device.h"
 
+#include <stdatomic.h>
+
+static atomic_bool other_started;
+
 static void *from_another_thread(void *data)
 {
     vu_vq *vq = data;
@@ -51,8 +55,7 @@ static int on_kick(void *dev, vu_vq *vq)
     vu_vq *other = vu_server_vq(vu_vq_server(vq), 1);
     vu_elem *elems[4];
 
-    check(vu_vq_index(vq) == 0);
-    if (ok(vu_vq_pop(vq, elems, 4)) == 0)
+    if (vu_vq_index(vq) == 1 || ok(vu_vq_pop(vq, elems, 4)) == 0)
         return 0;
     *(int *)dev += 1;
     check(ok(vu_vq_pop(vq, &elems[2], 1)) == 0);
@@ -68,9 +71,16 @@ static int on_kick(void *dev, vu_vq *vq)
     return 0;
 }
 
+static void on_started(void *dev, vu_vq *vq)
+{
+    (void)dev;
+    if (vu_vq_index(vq) == 1)
+        atomic_store(&other_started, true);
+}
+
 int main(void)
 {
-    const vu_device_ops ops = {VU_DEVICE_OPS_INIT, .kick = on_kick};
+    const vu_device_ops ops = {VU_DEVICE_OPS_INIT, .kick = on_kick, .queue_started = on_started};
     vu_server_config config = test_config();
     struct fe_buf bufs[2];
     uint32_t written;
@@ -91,6 +101,8 @@ int main(void)
         bufs[1] = (struct fe_buf){fe_alloc(&rig.fe, 64), 40 + (uint32_t)i, true};
         ok(fe_add(&rig.fe, 0, bufs, 2));
     }
+    ok(fe_start_queue(&rig.fe, 1));
+    eventually(atomic_load(&other_started));
     ok(fe_start_queue(&rig.fe, 0));
     ok(fe_wait_used(&rig.fe, 0, &written));
     check(written == 40);

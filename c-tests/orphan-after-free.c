@@ -62,6 +62,7 @@ int main(void)
     pthread_join(thread, NULL);
     check(device.held != NULL);
     vq = vu_elem_vq(device.held);
+    ok(vu_ctx_adopt(ctx));
 
     ok(vu_server_stop(device.rig.server));
     check(device.orphaned == 1);

@@ -59,11 +59,11 @@
  * context, or inside stop, detach or free called by the owner: a program with
  * one thread needs no lock. A server has a home context; each queue has a
  * context, at first the home one. Completing elements, counting, configuration
- * changes, statistics and the request_* functions are for any thread. No lock of
- * the library's is held during a callback. There is no global mutable state
- * that servers share; distinct servers are independent. The library installs no
- * signal handlers and raises no SIGPIPE; all its descriptors are close-on-exec;
- * a forked child may only call _exit() or execve().
+ * changes, statistics and the request_* functions are for any thread. No lock
+ * of the library's is held during a callback. Distinct servers are independent.
+ * The library installs no signal handlers and raises no SIGPIPE; all its
+ * descriptors are close-on-exec; a forked child may only call _exit() or
+ * execve().
  *
  *   owner     on the thread that owns the context concerned
  *   any       on any other thread
@@ -132,11 +132,11 @@
  *   vu_version_string          yes      yes      yes       yes
  *
  * vu_server_free() is legal inside the callback `stopped`. vu_server_stop() is
- * -EDEADLK inside callbacks of other servers and of vu_ctx_watch(), too. Freeing
- * an object, and using an element, an error or a stage of set-up from two
- * threads at once, is the program's to avoid. vu_server_config.log must not call
- * the library, vu_server_config.wake may only wake a loop. vu_ctx_quit() is the
- * one function for signal handlers.
+ * -EDEADLK inside callbacks of other servers and of vu_ctx_watch(), too. That
+ * an object is not used while or after another thread frees it, and that one
+ * thread at a time uses an element, is up to the program. vu_server_config.log
+ * must not call the library, vu_server_config.wake may only wake a loop.
+ * vu_ctx_quit() is the one function for signal handlers.
  *
  *
  * Moving and detaching
@@ -156,8 +156,8 @@
  * also give a vu_error, if the caller wants one. What comes out through a
  * pointer is NULL after a failure. NULL for an object is -EINVAL, or what the
  * function says; the free functions accept it. Beside the listed ones, every
- * function may return -EIO (a fault inside of the library was caught; the server
- * can then only be stopped and freed) and functions of such a server
+ * function may return -EIO (a fault inside of the library was caught; the
+ * server can then only be stopped and freed) and functions of such a server
  * -ENOTRECOVERABLE.
  *
  * Structures that the program fills in begin with their size, which the INIT
@@ -586,7 +586,10 @@ typedef struct vu_device_ops {
      * This ring is broken and stopped, the others go on: -errno, and `reason`
      * in words, valid during the call.
      */
-    void (*ring_broken)(void *dev, uint32_t index, int error, const char *reason);
+    void (*ring_broken)(void *dev,
+                        uint32_t index,
+                        int error,
+                        const char *reason);
     /**
      * The drain time-out expired with elements of this queue in flight. Its
      * memory stays until the last of them is completed; the device is served
@@ -775,7 +778,9 @@ int vu_ctx_new(const struct vu_ctx_ops *ops,
  *
  * @return 0; -EMFILE, -ENFILE, -ENOMEM, -EINVAL for NULL
  */
-VU_MUST_USE int vu_ctx_new_epoll(struct vu_ctx **ctx, struct vu_error **err);
+VU_MUST_USE
+int vu_ctx_new_epoll(struct vu_ctx **ctx,
+                     struct vu_error **err);
 
 /**
  * Makes a context without any descriptors, for a thread that polls all the
@@ -821,7 +826,8 @@ int vu_ctx_fd(const struct vu_ctx *ctx);
  * @return how many descriptors were ready; -EBUSY while another thread
  *         dispatches, -ENOTSUP for other contexts, -EINVAL for NULL
  */
-int vu_ctx_dispatch(struct vu_ctx *ctx, int timeout_ms);
+int vu_ctx_dispatch(struct vu_ctx *ctx,
+                    int timeout_ms);
 
 /**
  * Dispatches an epoll context until vu_ctx_quit(); the calling thread becomes
@@ -1128,7 +1134,10 @@ int vu_vq_get_stats(const struct vu_vq *vq, struct vu_vq_stats *stats);
  *         queue is not started or is leaving its context, -EXDEV: the calling
  *         thread is not the owner, -EINVAL for NULL
  */
-VU_MUST_USE int vu_vq_pop(struct vu_vq *vq, struct vu_elem **elems, size_t max);
+VU_MUST_USE
+int vu_vq_pop(struct vu_vq *vq,
+              struct vu_elem **elems,
+              size_t max);
 
 /**
  * Puts back the `n` newest elements that were popped and not completed; the
@@ -1139,7 +1148,9 @@ VU_MUST_USE int vu_vq_pop(struct vu_vq *vq, struct vu_elem **elems, size_t max);
  *         put back), -ESHUTDOWN: the queue is not started, -EXDEV: the calling
  *         thread is not the owner
  */
-int vu_vq_unpop(struct vu_vq *vq, struct vu_elem **elems, size_t n);
+int vu_vq_unpop(struct vu_vq *vq,
+                struct vu_elem **elems,
+                size_t n);
 
 /**
  * Completes an element as vu_elem_complete() does, but leaves publishing it to
@@ -1156,7 +1167,9 @@ int vu_vq_unpop(struct vu_vq *vq, struct vu_elem **elems, size_t n);
  * @return 0; -EINVAL if `written` exceeds in_len (the element stays live), the
  *         element is completed already or of another queue, or for NULL
  */
-int vu_vq_stage(struct vu_vq *vq, struct vu_elem *elem, uint32_t written);
+int vu_vq_stage(struct vu_vq *vq,
+                struct vu_elem *elem,
+                uint32_t written);
 
 /**
  * Publishes what is staged: one write of the used index, at most one of the
@@ -1236,7 +1249,8 @@ int vu_vq_inflight_dec(struct vu_vq *vq);
  * @return 0; -EINVAL if `written` exceeds in_len (the element stays live), or
  *         the element is NULL or completed already
  */
-int vu_elem_complete(struct vu_elem *elem, uint32_t written);
+int vu_elem_complete(struct vu_elem *elem,
+                     uint32_t written);
 
 /**
  * Copies bytes out of the device-readable buffers.

@@ -81,7 +81,9 @@ impl Fixture {
             .unwrap();
         let dir = TempDir::new();
         let socket = dir.join("blk.sock");
-        server.start(Address::Listen(socket), Some(&loops[0].ctx)).unwrap();
+        server
+            .start(Address::Listen(socket), Some(&loops[0].ctx))
+            .unwrap();
         Fixture {
             server: Arc::new(server),
             disk,
@@ -109,7 +111,10 @@ impl Fixture {
                 let _stop = SetOnDrop(&stop);
                 moves(&progress);
             }
-            loads.into_iter().map(|load| load.join().expect("the load")).collect()
+            loads
+                .into_iter()
+                .map(|load| load.join().expect("the load"))
+                .collect()
         });
         for (queue, count) in (0..).zip(counts) {
             let stats = self.server.queue_stats(queue).unwrap();
@@ -173,7 +178,9 @@ impl<'a> Load<'a> {
     fn write(&mut self, slot: usize, turn: u64) {
         let (block, pattern) = self.block(slot, turn);
         self.slots[slot] = (Doing::Writing, turn);
-        self.queue.submit(slot, |r| r.write(block * BLOCK as u64, &pattern.block(block)));
+        self.queue.submit(slot, |r| {
+            r.write(block * BLOCK as u64, &pattern.block(block))
+        });
     }
 
     fn read(&mut self, slot: usize, turn: u64) {
@@ -187,7 +194,8 @@ impl<'a> Load<'a> {
 
     fn verify(&mut self, slot: usize, turn: u64) {
         let (block, pattern) = self.block(slot, turn);
-        self.queue.submit(slot, |r| pattern.verify(block, r.buffer()));
+        self.queue
+            .submit(slot, |r| pattern.verify(block, r.buffer()));
     }
 
     /// Until `stop`, then nothing is left in flight; how many requests completed.
@@ -198,7 +206,10 @@ impl<'a> Load<'a> {
         }
         while in_flight > 0 {
             let completions = self.queue.try_reap(LIMIT);
-            assert!(!completions.is_empty(), "no completion within {LIMIT:?}, {in_flight} in flight");
+            assert!(
+                !completions.is_empty(),
+                "no completion within {LIMIT:?}, {in_flight} in flight"
+            );
             for completion in completions {
                 let slot = completion.user_data;
                 assert_eq!(completion.ret, 0, "a request failed");
@@ -267,7 +278,11 @@ fn single_queues_move_ten_thousand_times() {
     fixture.under_load(QUEUES, |progress| {
         let mut random = Random::new(2);
         let start = Instant::now();
-        let arrivals = || (0..QUEUES).map(|queue| fixture.disk.arrivals(queue)).sum::<u64>();
+        let arrivals = || {
+            (0..QUEUES)
+                .map(|queue| fixture.disk.arrivals(queue))
+                .sum::<u64>()
+        };
         let mut round = 0;
         while arrivals() < MOVES {
             if round % 64 == 0 {
@@ -277,10 +292,16 @@ fn single_queues_move_ten_thousand_times() {
             let queue = random.below(QUEUES as u64) as usize;
             for _ in 0..random.below(3) {
                 let passing = &fixture.loops[random.below(KINDS.len() as u64) as usize];
-                fixture.server.attach_queue(queue as u32, Some(&passing.ctx)).unwrap();
+                fixture
+                    .server
+                    .attach_queue(queue as u32, Some(&passing.ctx))
+                    .unwrap();
             }
             let there = &fixture.loops[random.below(KINDS.len() as u64) as usize];
-            fixture.server.attach_queue(queue as u32, Some(&there.ctx)).unwrap();
+            fixture
+                .server
+                .attach_queue(queue as u32, Some(&there.ctx))
+                .unwrap();
             if random.below(4) != 0 {
                 fixture.disk.wait_place(queue, there.thread_id);
             }

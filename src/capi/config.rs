@@ -92,9 +92,8 @@ pub struct vu_server_config {
     /// Gets log lines: NUL-terminated UTF-8 without a newline, valid during the
     /// call. From any thread that runs code of the library's; must not call
     /// the library. NULL: silent.
-    pub log: Option<
-        unsafe extern "C" fn(log_opaque: *mut c_void, level: c_int, message: *const c_char),
-    >,
+    pub log:
+        Option<unsafe extern "C" fn(log_opaque: *mut c_void, level: c_int, message: *const c_char)>,
     /// Passed to `log`.
     pub log_opaque: *mut c_void,
     /// Called when the server becomes quiesced, has nothing in flight any more
@@ -194,7 +193,9 @@ impl vu_server_config {
         }
         // SAFETY: the caller's promise.
         let name = unsafe { CStr::from_ptr(self.name) };
-        name.to_str().map(Some).map_err(|_| Error::invalid("name: not UTF-8"))
+        name.to_str()
+            .map(Some)
+            .map_err(|_| Error::invalid("name: not UTF-8"))
     }
 
     fn with_functions(
@@ -246,7 +247,9 @@ unsafe fn bytes(name: &str, from: *const c_void, size: u32) -> Result<Vec<u8>> {
         return Ok(Vec::new());
     }
     if from.is_null() {
-        return Err(Error::invalid(format!("{name}: NULL, with config_size {size}")));
+        return Err(Error::invalid(format!(
+            "{name}: NULL, with config_size {size}"
+        )));
     }
     // SAFETY: the caller's promise.
     Ok(unsafe { std::slice::from_raw_parts(from.cast::<u8>(), size as usize) }.to_vec())

@@ -87,7 +87,10 @@ fn from_c(code: c_int, what: &str) -> Result<()> {
         return Ok(());
     }
     let errno = code.checked_neg().unwrap_or(libc::EIO);
-    Err(Error::new(errno, format!("{what}: the loop answered {code}")))
+    Err(Error::new(
+        errno,
+        format!("{what}: the loop answered {code}"),
+    ))
 }
 
 impl EventLoop for ForeignLoop {
@@ -260,7 +263,10 @@ pub unsafe extern "C" fn vu_ctx_new_epoll(ctx: *mut *mut vu_ctx, err: *mut *mut 
 /// @return 0; -EMFILE, -ENOMEM, -EINVAL for NULL
 #[must_use]
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vu_ctx_new_polled(ctx: *mut *mut vu_ctx, err: *mut *mut vu_error) -> c_int {
+pub unsafe extern "C" fn vu_ctx_new_polled(
+    ctx: *mut *mut vu_ctx,
+    err: *mut *mut vu_error,
+) -> c_int {
     // SAFETY: see the module's contract.
     unsafe { new(ctx, err, Context::polled) }
 }
@@ -349,7 +355,11 @@ pub unsafe extern "C" fn vu_ctx_quit(ctx: *mut vu_ctx) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_set_busy_poll(ctx: *mut vu_ctx, max_ns: u64) -> c_int {
     // SAFETY: see the module's contract.
-    unsafe { with_context(ctx, |context| context.set_busy_poll(Duration::from_nanos(max_ns))) }
+    unsafe {
+        with_context(ctx, |context| {
+            context.set_busy_poll(Duration::from_nanos(max_ns))
+        })
+    }
 }
 
 /// Runs one round of a polled context; the calling thread becomes the owner.

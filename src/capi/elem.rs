@@ -232,25 +232,52 @@ mod tests {
         }
     }
 
-    fn slice(iov: &[iovec], offset: usize, len: usize, room: u32) -> Result<Vec<(usize, usize)>, c_int> {
+    fn slice(
+        iov: &[iovec],
+        offset: usize,
+        len: usize,
+        room: u32,
+    ) -> Result<Vec<(usize, usize)>, c_int> {
         let mut dst = [part(0, 0); 8];
         // SAFETY: both arrays are as long as said.
         let n = unsafe {
-            vu_elem_iov_slice(iov.as_ptr(), iov.len() as u32, offset, len, dst.as_mut_ptr(), room)
+            vu_elem_iov_slice(
+                iov.as_ptr(),
+                iov.len() as u32,
+                offset,
+                len,
+                dst.as_mut_ptr(),
+                room,
+            )
         };
         if n < 0 {
             return Err(-n);
         }
-        Ok(dst[..n as usize].iter().map(|p| (p.iov_base as usize, p.iov_len)).collect())
+        Ok(dst[..n as usize]
+            .iter()
+            .map(|p| (p.iov_base as usize, p.iov_len))
+            .collect())
     }
 
     #[test]
     fn slices_keep_to_the_bytes_asked_for() {
-        let iov = [part(0x1000, 16), part(0x2000, 0), part(0x3000, 100), part(0x4000, 1)];
+        let iov = [
+            part(0x1000, 16),
+            part(0x2000, 0),
+            part(0x3000, 100),
+            part(0x4000, 1),
+        ];
         assert_eq!(slice(&iov, 16, 100, 8), Ok(vec![(0x3000, 100)]));
         assert_eq!(slice(&iov, 8, 20, 8), Ok(vec![(0x1008, 8), (0x3000, 12)]));
-        assert_eq!(slice(&iov, 0, 117, 3), Ok(vec![(0x1000, 16), (0x3000, 100), (0x4000, 1)]));
-        assert_eq!(slice(&iov, 117, 0, 0), Ok(vec![]), "nothing, at the very end");
+        assert_eq!(
+            slice(&iov, 0, 117, 3),
+            Ok(vec![(0x1000, 16), (0x3000, 100), (0x4000, 1)])
+        );
+        assert_eq!(
+            slice(&iov, 117, 0, 0),
+            Ok(vec![]),
+            "nothing, at the very end"
+        );
         assert_eq!(slice(&iov, 5, 0, 0), Ok(vec![]));
     }
 

@@ -26,10 +26,7 @@ pub(super) fn c_string(text: &str) -> CString {
 ///
 /// # Safety
 /// `place` is NULL or points to a pointer.
-pub(super) unsafe fn set_up(
-    place: *mut *mut vu_error,
-    body: impl FnOnce() -> Result<()>,
-) -> c_int {
+pub(super) unsafe fn set_up(place: *mut *mut vu_error, body: impl FnOnce() -> Result<()>) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise.
         unsafe { clear(place) };

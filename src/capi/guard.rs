@@ -68,7 +68,9 @@ fn discard(payload: Box<dyn Any + Send>) {
 
 #[cold]
 fn poison(server: &Shared) {
-    server.logger.error(format_args!("a panic inside of the library was caught"));
+    server
+        .logger
+        .error(format_args!("a panic inside of the library was caught"));
     server.poison();
 }
 
@@ -142,7 +144,10 @@ mod tests {
                 panic!("again");
             }
         }
-        assert_eq!(guard(|| -> c_int { std::panic::panic_any(Bomb) }), -libc::EIO);
+        assert_eq!(
+            guard(|| -> c_int { std::panic::panic_any(Bomb) }),
+            -libc::EIO
+        );
     }
 
     #[test]

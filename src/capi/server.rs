@@ -151,7 +151,8 @@ pub unsafe extern "C" fn vu_server_start(
             let text = CStr::from_ptr(address)
                 .to_str()
                 .map_err(|_| Error::invalid("address: not UTF-8"))?;
-            let (address, inherited) = borrow(Address::parse(text).map_err(|e| Error::new(e.errno(), e.to_string()))?)?;
+            let (address, inherited) =
+                borrow(Address::parse(text).map_err(|e| Error::new(e.errno(), e.to_string()))?)?;
             server.start(address, context(ctx))?;
             // Ownership is taken on success.
             drop(inherited.map(|fd| OwnedFd::from_raw_fd(fd)));
@@ -409,7 +410,9 @@ pub unsafe extern "C" fn vu_server_get_config(
 
 fn check_config(data: *const c_void, size: u32) -> Result<()> {
     if data.is_null() || size as usize > config_space::MAX_SIZE {
-        return Err(Error::invalid(format!("config of {size} bytes at {data:p}")));
+        return Err(Error::invalid(format!(
+            "config of {size} bytes at {data:p}"
+        )));
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::stats::{MESSAGE_TYPES, ServerStats};
 use crate::virtqueue::VqStats;
 
 use super::guard::status;
-use super::server::{with_server, vu_server};
+use super::server::{vu_server, with_server};
 use super::structs::{self, Extensible};
 use super::vq::{vu_vq, with_queue};
 
@@ -128,7 +128,11 @@ pub unsafe extern "C" fn vu_server_get_stats(
     stats: *mut vu_server_stats,
 ) -> c_int {
     // SAFETY: see the module's contract.
-    unsafe { with_server(server, |server| structs::write(stats, &server.stats().into())) }
+    unsafe {
+        with_server(server, |server| {
+            structs::write(stats, &server.stats().into())
+        })
+    }
 }
 
 /// Statistics of a queue. Any thread; numbers that the owner is just changing
@@ -141,5 +145,9 @@ pub unsafe extern "C" fn vu_server_get_stats(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_get_stats(vq: *const vu_vq, stats: *mut vu_vq_stats) -> c_int {
     // SAFETY: see the module's contract.
-    unsafe { with_queue(vq, -libc::EINVAL, |queue| status(structs::write(stats, &queue.stats().into()))) }
+    unsafe {
+        with_queue(vq, -libc::EINVAL, |queue| {
+            status(structs::write(stats, &queue.stats().into()))
+        })
+    }
 }

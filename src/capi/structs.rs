@@ -122,7 +122,10 @@ mod tests {
     #[test]
     fn newer_programs_may_use_only_what_is_known() {
         assert_eq!(read_words(&[32, 1, 2, 0]).unwrap().b, 2);
-        assert_eq!(read_words(&[32, 1, 2, 1 << 63]).unwrap_err().errno(), libc::E2BIG);
+        assert_eq!(
+            read_words(&[32, 1, 2, 1 << 63]).unwrap_err().errno(),
+            libc::E2BIG
+        );
         assert_eq!(read_words(&[4096 + 8]).unwrap_err().errno(), libc::E2BIG);
     }
 
@@ -134,12 +137,19 @@ mod tests {
             assert!(error.message().contains(&format!("now.struct_size {size}")));
         }
         // SAFETY: NULL is allowed.
-        assert_eq!(unsafe { read::<Now>(ptr::null()) }.unwrap_err().errno(), libc::EINVAL);
+        assert_eq!(
+            unsafe { read::<Now>(ptr::null()) }.unwrap_err().errno(),
+            libc::EINVAL
+        );
     }
 
     #[test]
     fn results_are_cut_or_padded() {
-        let value = Now { struct_size: 24, a: 5, b: 6 };
+        let value = Now {
+            struct_size: 24,
+            a: 5,
+            b: 6,
+        };
         let fill = |words: &mut [u64]| {
             // SAFETY: the first word is the length in bytes.
             unsafe { write(words.as_mut_ptr().cast::<Now>(), &value) }.unwrap();

@@ -18,11 +18,11 @@ const MINOR: u32 = number(env!("CARGO_PKG_VERSION_MINOR"));
 const PATCH: u32 = number(env!("CARGO_PKG_VERSION_PATCH"));
 const _: () = assert!(MINOR < 256 && PATCH < 256);
 
-const TEXT: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes())
-{
-    Ok(text) => text,
-    Err(_) => c"",
-};
+const TEXT: &CStr =
+    match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+        Ok(text) => text,
+        Err(_) => c"",
+    };
 
 /// The version of the library that is loaded, to compare with
 /// VU_SERVER_VERSION, the one of the header.

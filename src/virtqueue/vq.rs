@@ -660,7 +660,8 @@ impl Queue {
         decision == Some(true)
     }
 
-    fn notify(&self) {
+    /// Signals the call descriptor; one that cannot be signalled is logged once.
+    pub(crate) fn notify(&self) {
         if let Err(errno) = self.call.signal() {
             self.server.logger.warning(format_args!(
                 "queue {}: call descriptor: {}",

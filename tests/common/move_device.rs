@@ -1,6 +1,8 @@
 //! An echo device that answers in many ways and keeps books of its callbacks.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
@@ -31,7 +33,13 @@ pub enum Answer {
 
 impl Answer {
     fn from_u8(value: u8) -> Self {
-        [Answer::Inline, Answer::Stage, Answer::Pool, Answer::Hold, Answer::Mixed][value as usize]
+        [
+            Answer::Inline,
+            Answer::Stage,
+            Answer::Pool,
+            Answer::Hold,
+            Answer::Mixed,
+        ][value as usize]
     }
 }
 
@@ -58,6 +66,8 @@ pub struct Echo {
     answer: AtomicU8,
     /// Queues whose kick pops one batch at most and asks to be called again; a bit each.
     pub again: AtomicU64,
+    /// What is held is staged as its queue leaves, instead of being kept.
+    pub stage_at_stopping: AtomicBool,
     /// Callbacks of all kinds so far.
     callbacks: AtomicU64,
     /// Kicks, by queue.
@@ -79,6 +89,7 @@ impl Echo {
         Arc::new(Echo {
             answer: AtomicU8::new(answer as u8),
             again: AtomicU64::new(0),
+            stage_at_stopping: AtomicBool::new(false),
             callbacks: AtomicU64::new(0),
             kicks: Default::default(),
             places: Mutex::default(),
@@ -107,7 +118,12 @@ impl Echo {
     }
 
     pub fn count(&self, what: impl Fn(&Event) -> bool) -> usize {
-        self.log.lock().unwrap().iter().filter(|event| what(event)).count()
+        self.log
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|event| what(event))
+            .count()
     }
 
     /// Waits until the log satisfies `done`.
@@ -117,7 +133,11 @@ impl Echo {
         let mut log = self.log.lock().unwrap();
         while !done(&log) {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{what}: not within {LIMIT:?}; last events {:?}", tail(&log));
+            assert!(
+                !left.is_zero(),
+                "{what}: not within {LIMIT:?}; last events {:?}",
+                tail(&log)
+            );
             log = self.changed.wait_timeout(log, left).unwrap().0;
         }
     }
@@ -132,7 +152,10 @@ impl Echo {
     pub fn wait_held(&self, count: usize) {
         let deadline = Instant::now() + LIMIT;
         while self.held.lock().unwrap().len() < count {
-            assert!(Instant::now() < deadline, "{count} held elements: not within {LIMIT:?}");
+            assert!(
+                Instant::now() < deadline,
+                "{count} held elements: not within {LIMIT:?}"
+            );
             thread::sleep(Duration::from_micros(100));
         }
     }
@@ -144,7 +167,9 @@ impl Echo {
     /// Takes what is held of queue `index`.
     pub fn take_held(&self, index: u32) -> Vec<Element> {
         let mut held = self.held.lock().unwrap();
-        let (taken, kept) = std::mem::take(&mut *held).into_iter().partition(|(i, _)| *i == index);
+        let (taken, kept) = std::mem::take(&mut *held)
+            .into_iter()
+            .partition(|(i, _)| *i == index);
         *held = kept;
         let taken: Vec<(u32, Element)> = taken;
         taken.into_iter().map(|(_, element)| element).collect()
@@ -241,9 +266,12 @@ impl Device for EchoDevice {
 
     fn queue_started(&self, vq: &mut Virtqueue<'_>) {
         let here = thread::current().id();
-        let before = self.0.places.lock().unwrap()[vq.index() as usize].owner.replace(here);
+        let before = self.0.places.lock().unwrap()[vq.index() as usize]
+            .owner
+            .replace(here);
         if before.is_some() {
-            self.0.violation(format!("queue {} started twice", vq.index()));
+            self.0
+                .violation(format!("queue {} started twice", vq.index()));
         }
         self.0.note(Event::Started(vq.index(), here));
     }
@@ -251,6 +279,12 @@ impl Device for EchoDevice {
     fn queue_stopping(&self, vq: &mut Virtqueue<'_>, reason: StopReason) {
         self.0.check_place("queue_stopping", vq.index());
         self.0.places.lock().unwrap()[vq.index() as usize].owner = None;
+        if self.0.stage_at_stopping.load(Ordering::Relaxed) {
+            for element in self.0.take_held(vq.index()) {
+                let written = echo(&element);
+                vq.stage(element, written).unwrap();
+            }
+        }
         self.0.note(Event::Stopping(vq.index(), reason));
     }
 

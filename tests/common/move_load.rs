@@ -37,7 +37,9 @@ impl RegionRequest {
     pub fn prepare(&mut self, seed: u64) -> [Seg; 2] {
         self.sent = pattern(seed, self.out.len as usize);
         self.region.write(self.out.gpa, &self.sent).unwrap();
-        self.region.write(self.back.gpa, &vec![0; self.back.len as usize]).unwrap();
+        self.region
+            .write(self.back.gpa, &vec![0; self.back.len as usize])
+            .unwrap();
         [self.out, self.back]
     }
 
@@ -46,7 +48,11 @@ impl RegionRequest {
         assert_eq!(used.len, self.back.len, "length in {used:?}");
         let mut got = vec![0; self.sent.len()];
         self.region.read_into(self.back.gpa, &mut got).unwrap();
-        assert!(got == self.sent, "the echo in region {:x?} differs", self.region.spec());
+        assert!(
+            got == self.sent,
+            "the echo in region {:x?} differs",
+            self.region.spec()
+        );
     }
 }
 
@@ -84,8 +90,12 @@ impl DriverThread {
     #[track_caller]
     pub fn use_region(&self, region: &Arc<Region>) {
         let (reply, answered) = channel();
-        self.orders.send(Order::Use(region.clone(), reply)).expect("the driver's thread");
-        answered.recv_timeout(LIMIT).expect("no echo through the region");
+        self.orders
+            .send(Order::Use(region.clone(), reply))
+            .expect("the driver's thread");
+        answered
+            .recv_timeout(LIMIT)
+            .expect("no echo through the region");
     }
 
     /// Ends with nothing in flight; how many requests were answered.

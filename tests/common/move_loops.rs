@@ -1,5 +1,7 @@
 //! Contexts of every kind, each run by a thread of its own.
 
+#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -92,7 +94,9 @@ impl Looper {
         });
         self.tasks.send(task).expect("the loop's thread");
         self.wake();
-        answer.recv_timeout(ANSWER).expect("the loop does not answer")
+        answer
+            .recv_timeout(ANSWER)
+            .expect("the loop does not answer")
     }
 }
 
@@ -201,24 +205,26 @@ impl Watches {
         assert!(misuse.is_empty(), "misuse of the foreign loop: {misuse:?}");
     }
 
-    fn note(&self, inner: &mut Inner, what: String) {
-        inner.misuse.push(what);
-    }
-
     /// One round. What a callback unwatches is still called if it was ready with the others: a call that
     /// comes late must do no harm.
     pub fn iterate(&self, bell: Option<&EventFd>, timeout_ms: i32) {
         let watched: Vec<_> = {
             let inner = self.inner.lock().unwrap();
-            inner.watches.iter().map(|(fd, (events, watch))| (*fd, *events, watch.clone())).collect()
+            inner
+                .watches
+                .iter()
+                .map(|(fd, (events, watch))| (*fd, *events, watch.clone()))
+                .collect()
         };
         let entry = |fd, events| libc::pollfd {
             fd,
             events,
             revents: 0,
         };
-        let mut fds: Vec<_> =
-            watched.iter().map(|(fd, events, _)| entry(*fd, *events as i16)).collect();
+        let mut fds: Vec<_> = watched
+            .iter()
+            .map(|(fd, events, _)| entry(*fd, *events as i16))
+            .collect();
         fds.extend(bell.map(|bell| entry(bell.as_raw_fd(), libc::POLLIN)));
         // SAFETY: the entries are valid, and the count is theirs.
         let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout_ms) };
@@ -231,7 +237,9 @@ impl Watches {
         for (entry, (fd, _, watch)) in fds.iter().zip(&watched) {
             if entry.revents & libc::POLLNVAL != 0 {
                 let mut inner = self.inner.lock().unwrap();
-                self.note(&mut inner, format!("fd {fd} was closed while it was watched"));
+                inner
+                    .misuse
+                    .push(format!("fd {fd} was closed while it was watched"));
             }
             if entry.revents != 0 {
                 watch.ready(entry.revents as u16 as u32);
@@ -246,7 +254,9 @@ impl EventLoop for PollLoop {
     fn set_watch(&self, fd: RawFd, events: u32, watch: Watch) -> Result<()> {
         let mut inner = self.0.inner.lock().unwrap();
         if thread::current().id() != self.0.thread {
-            self.0.note(&mut inner, format!("set_watch({fd}) on another thread"));
+            inner
+                .misuse
+                .push(format!("set_watch({fd}) on another thread"));
         }
         inner.watches.insert(fd, (events, watch));
         Ok(())
@@ -255,7 +265,9 @@ impl EventLoop for PollLoop {
     fn remove_watch(&self, fd: RawFd) {
         let mut inner = self.0.inner.lock().unwrap();
         if inner.watches.remove(&fd).is_none() {
-            self.0.note(&mut inner, format!("remove_watch({fd}) without a watch"));
+            inner
+                .misuse
+                .push(format!("remove_watch({fd}) without a watch"));
         }
     }
 }

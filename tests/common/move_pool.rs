@@ -1,5 +1,7 @@
 //! Threads that take requests in random order, and the random numbers for that.
 
+#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 
@@ -64,7 +66,9 @@ impl Shared {
         loop {
             let count = queue.waiting.len();
             if count > 0 {
-                let element = queue.waiting.swap_remove(random.below(count as u64) as usize);
+                let element = queue
+                    .waiting
+                    .swap_remove(random.below(count as u64) as usize);
                 drop(queue);
                 finish(element);
                 queue = self.queue.lock().unwrap();

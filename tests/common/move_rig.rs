@@ -1,5 +1,7 @@
 //! A server with its contexts, and the loads that run against it.
 
+#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -36,7 +38,11 @@ impl Wake {
         let mut woken = self.woken.lock().unwrap();
         while !done() {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{what}: no wake-up within {LIMIT:?}; true now: {}", done());
+            assert!(
+                !left.is_zero(),
+                "{what}: no wake-up within {LIMIT:?}; true now: {}",
+                done()
+            );
             woken = self.changed.wait_timeout(woken, left).unwrap().0;
         }
         drop(woken);
@@ -124,7 +130,10 @@ impl Rig {
         let deadline = Instant::now() + LIMIT;
         let goal = self.stats(queue).completions + more;
         while self.stats(queue).completions < goal {
-            assert!(Instant::now() < deadline, "queue {queue}: no progress within {LIMIT:?}");
+            assert!(
+                Instant::now() < deadline,
+                "queue {queue}: no progress within {LIMIT:?}"
+            );
             thread::sleep(Duration::from_micros(200));
         }
     }
@@ -135,7 +144,11 @@ impl Rig {
         for (queue, &count) in requests.iter().enumerate() {
             let stats = self.stats(queue as u32);
             let seen = (stats.pops, stats.completions, stats.dropped, stats.breaks);
-            assert_eq!(seen, (count, count, 0, 0), "queue {queue}: pops, completions, dropped, breaks");
+            assert_eq!(
+                seen,
+                (count, count, 0, 0),
+                "queue {queue}: pops, completions, dropped, breaks"
+            );
         }
         self.echo.assert_no_violations();
     }
@@ -180,7 +193,8 @@ impl RingPlan {
     pub fn start_disabled(&self, session: &Session, base: u32) {
         let fe = session.fe();
         let addr = self.layout.vring_addr(&session.memory, self.index).unwrap();
-        fe.set_vring_num(self.index, self.layout.size.into()).unwrap();
+        fe.set_vring_num(self.index, self.layout.size.into())
+            .unwrap();
         fe.set_vring_base(self.index, base).unwrap();
         fe.set_vring_addr(&addr).unwrap();
         fe.set_vring_err(self.index, Some(self.err)).unwrap();
@@ -190,7 +204,7 @@ impl RingPlan {
 }
 
 /// Sets the flag also when the test fails, so that the load ends.
-struct SetOnDrop<'a>(&'a AtomicBool);
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
@@ -223,6 +237,12 @@ pub fn under_load<R>(
             let _stop = SetOnDrop(&stop);
             body()
         };
-        (result, loads.into_iter().map(|load| load.join().expect("the load")).collect())
+        (
+            result,
+            loads
+                .into_iter()
+                .map(|load| load.join().expect("the load"))
+                .collect(),
+        )
     })
 }

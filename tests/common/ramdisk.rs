@@ -81,7 +81,10 @@ impl Disk {
         let mut places = self.places.lock().unwrap();
         while places[queue].thread != Some(thread) {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "queue {queue} does not arrive within {LIMIT:?}");
+            assert!(
+                !left.is_zero(),
+                "queue {queue} does not arrive within {LIMIT:?}"
+            );
             places = self.arrived.wait_timeout(places, left).unwrap().0;
         }
     }
@@ -122,7 +125,9 @@ impl Disk {
         let len = element.readable_len() as usize - HEADER;
         let mut data = self.data.lock().unwrap();
         let start = (sector * SECTOR) as usize;
-        let copied = data.get_mut(start..start + len).map(|bytes| element.read(HEADER, bytes));
+        let copied = data
+            .get_mut(start..start + len)
+            .map(|bytes| element.read(HEADER, bytes));
         if copied == Some(len) { S_OK } else { S_IOERR }
     }
 

@@ -7,7 +7,8 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak, mpsc,
+    Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+    mpsc,
 };
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
@@ -36,13 +37,19 @@ enum Place {
 /// The first line of every test: nothing in here hangs for ever.
 pub fn guard(what: &str, secs: u64) -> Guard {
     let place = Place::Shared(PLACE.read().unwrap_or_else(|poison| poison.into_inner()));
-    Guard { _hang: HangGuard::secs(what, secs), _place: place }
+    Guard {
+        _hang: HangGuard::secs(what, secs),
+        _place: place,
+    }
 }
 
 /// As [`guard`], and no other test runs meanwhile.
 pub fn guard_alone(what: &str, secs: u64) -> Guard {
     let place = Place::Alone(PLACE.write().unwrap_or_else(|poison| poison.into_inner()));
-    Guard { _hang: HangGuard::secs(what, secs), _place: place }
+    Guard {
+        _hang: HangGuard::secs(what, secs),
+        _place: place,
+    }
 }
 
 /// A path that no other test uses.
@@ -78,7 +85,10 @@ impl Journal {
 
     pub fn note(&self, what: impl Display) {
         let thread = thread::current().id();
-        lock(&self.entries).push(Entry { what: what.to_string(), thread });
+        lock(&self.entries).push(Entry {
+            what: what.to_string(),
+            thread,
+        });
         self.changed.notify_all();
     }
 
@@ -89,11 +99,18 @@ impl Journal {
     /// What was heard, without the kicks: how many of those come is a matter of timing.
     pub fn events(&self) -> Vec<String> {
         let is_event = |entry: &&Entry| !entry.what.starts_with("kick");
-        lock(&self.entries).iter().filter(is_event).map(|entry| entry.what.clone()).collect()
+        lock(&self.entries)
+            .iter()
+            .filter(is_event)
+            .map(|entry| entry.what.clone())
+            .collect()
     }
 
     pub fn count(&self, what: &str) -> usize {
-        lock(&self.entries).iter().filter(|entry| entry.what == what).count()
+        lock(&self.entries)
+            .iter()
+            .filter(|entry| entry.what == what)
+            .count()
     }
 
     #[track_caller]
@@ -107,7 +124,10 @@ impl Journal {
         let mut entries = lock(&self.entries);
         while entries.iter().filter(|entry| entry.what == what).count() < count {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{what:?} was not heard {count} times within {SOON:?}: {entries:?}");
+            assert!(
+                !left.is_zero(),
+                "{what:?} was not heard {count} times within {SOON:?}: {entries:?}"
+            );
             entries = self
                 .changed
                 .wait_timeout(entries, left)
@@ -158,7 +178,11 @@ impl Probe {
         journal: &Arc<Journal>,
         hook: impl Fn(&str, Call<'_, '_>) -> Option<Kick> + Send + Sync + 'static,
     ) -> Self {
-        Probe { journal: journal.clone(), held: Held::new(), hook: Box::new(hook) }
+        Probe {
+            journal: journal.clone(),
+            held: Held::new(),
+            hook: Box::new(hook),
+        }
     }
 
     pub fn echo(journal: &Arc<Journal>) -> Self {
@@ -225,7 +249,11 @@ impl Device for Probe {
     }
 
     fn config_written(&self, offset: u32, size: u32) {
-        self.hear("config_written", format_args!("{offset} {size}"), Call::Other);
+        self.hear(
+            "config_written",
+            format_args!("{offset} {size}"),
+            Call::Other,
+        );
     }
 
     fn reset(&self) {
@@ -316,7 +344,11 @@ impl Held {
         let mut elements = lock(&self.elements);
         while elements.len() < count {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{} elements held within {SOON:?}, want {count}", elements.len());
+            assert!(
+                !left.is_zero(),
+                "{} elements held within {SOON:?}, want {count}",
+                elements.len()
+            );
             elements = self
                 .changed
                 .wait_timeout(elements, left)
@@ -366,7 +398,10 @@ impl Looper {
             .unwrap();
         // As long as the creating thread owned it, a stop there would dispatch it.
         is_adopted.recv_timeout(SOON).unwrap();
-        Looper { ctx, thread: Some(thread) }
+        Looper {
+            ctx,
+            thread: Some(thread),
+        }
     }
 
     pub fn thread_id(&self) -> ThreadId {
@@ -406,7 +441,10 @@ pub fn within<R>(limit: Duration, what: &str, f: impl FnOnce() -> R) -> R {
     let start = Instant::now();
     let result = f();
     let took = start.elapsed();
-    assert!(took < limit, "{what} took {took:?}, want less than {limit:?}");
+    assert!(
+        took < limit,
+        "{what} took {took:?}, want less than {limit:?}"
+    );
     result
 }
 

@@ -24,7 +24,10 @@ impl PollLoop {
 
     /// The loop as a context sees it; `can_poll` says whether it offers `poll`.
     pub fn adapter(self: &Arc<Self>, can_poll: bool) -> Box<dyn EventLoop> {
-        Box::new(Adapter { inner: self.clone(), can_poll })
+        Box::new(Adapter {
+            inner: self.clone(),
+            can_poll,
+        })
     }
 
     pub fn watches(&self) -> usize {
@@ -36,7 +39,11 @@ impl PollLoop {
         let watches: Vec<_> = lock(&self.watches).clone();
         let mut fds: Vec<_> = watches
             .iter()
-            .map(|&(fd, events, _)| libc::pollfd { fd, events: events as i16, revents: 0 })
+            .map(|&(fd, events, _)| libc::pollfd {
+                fd,
+                events: events as i16,
+                revents: 0,
+            })
             .collect();
         let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: `fds` is an array of as many entries as the count says.
@@ -54,7 +61,11 @@ impl PollLoop {
     pub fn turn_until(&self, what: &str, mut done: impl FnMut() -> bool) {
         let deadline = std::time::Instant::now() + super::stop::SOON;
         while !done() {
-            assert!(std::time::Instant::now() < deadline, "{what}: not within {:?}", super::stop::SOON);
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{what}: not within {:?}",
+                super::stop::SOON
+            );
             self.turn(Duration::from_millis(5));
         }
     }
@@ -82,7 +93,10 @@ impl EventLoop for Adapter {
         watches.retain(|&(other, ..)| other != fd);
         assert_eq!(watches.len() + 1, before, "fd {fd} was not watched");
         // SAFETY: fcntl only asks about the number.
-        assert!(unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0, "fd {fd} was closed before its watch went");
+        assert!(
+            unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0,
+            "fd {fd} was closed before its watch went"
+        );
     }
 
     fn can_poll(&self) -> bool {

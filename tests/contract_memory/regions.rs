@@ -1,7 +1,8 @@
 //! Regions that hold buffers.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::move_device::{Answer, Event, answer_now};
 use crate::move_load::{DriverThread, RegionRequest, descriptors_of, mappings_of};
@@ -12,8 +13,12 @@ use crate::sim::{Deadline, Region, RegionSpec, Session, eventually};
 
 const PLUGGED: u64 = 0x4000_0000;
 const SIZE: u64 = 1 << 20;
-const KINDS: [Kind; 4] =
-    [Kind::Epoll, Kind::Foreign, Kind::Polled, Kind::BusyPoll(Duration::from_micros(50))];
+const KINDS: [Kind; 4] = [
+    Kind::Epoll,
+    Kind::Foreign,
+    Kind::Polled,
+    Kind::BusyPoll(Duration::from_micros(50)),
+];
 
 #[track_caller]
 fn wait_unmapped(region: &Region) {
@@ -46,7 +51,12 @@ fn a_region_is_used_right_after_its_acknowledgement() {
 /// The same with SET_MEM_TABLE, which repeats the regions that stay: those keep their mapping.
 #[test]
 fn tables_change_under_load() {
-    let rig = Rig::start("tables_change_under_load", &[Kind::Epoll, Kind::Polled], 2, Answer::Mixed);
+    let rig = Rig::start(
+        "tables_change_under_load",
+        &[Kind::Epoll, Kind::Polled],
+        2,
+        Answer::Mixed,
+    );
     rig.server.attach_queue(1, Some(rig.ctx(1))).unwrap();
     let mut session = Session::builder().queues(2).connect(&rig.path);
     let own = session.memory.regions().remove(0);
@@ -59,7 +69,11 @@ fn tables_change_under_load() {
         drivers[round % 2].use_region(&region);
         session.fe().set_mem_table(&[&own]).unwrap();
         wait_unmapped(&region);
-        assert_eq!(mappings_of(&own), 2, "the region that stays is mapped again");
+        assert_eq!(
+            mappings_of(&own),
+            2,
+            "the region that stays is mapped again"
+        );
     }
     let counts = drivers.map(|driver| driver.stop().1);
     rig.assert_exactly_once(&counts);
@@ -110,7 +124,12 @@ fn removal_under_requests(removal: Removal, detached: bool) {
         let mut held = rig.echo.take_held(0);
         assert_eq!(held.len(), 3);
         while let Some(element) = held.pop() {
-            assert_eq!(mappings_of(&region), 2, "{} requests are out", held.len() + 1);
+            assert_eq!(
+                mappings_of(&region),
+                2,
+                "{} requests are out",
+                held.len() + 1
+            );
             answer_now(element).unwrap();
         }
         wait_unmapped(&region);
@@ -158,11 +177,17 @@ fn regions_change_while_queues_move() {
     let driver = session.queues.remove(0);
     let driver = DriverThread::start(driver, &own, 32);
     for round in 0..1000 {
-        let moves = || rig.server.attach_queue(0, Some(rig.ctx(round % KINDS.len()))).unwrap();
+        let moves = || {
+            rig.server
+                .attach_queue(0, Some(rig.ctx(round % KINDS.len())))
+                .unwrap()
+        };
         moves();
         let region = session.add_region(RegionSpec::new(PLUGGED, SIZE));
         driver.use_region(&region);
-        rig.server.attach_queue(0, Some(rig.ctx((round + 1) % KINDS.len()))).unwrap();
+        rig.server
+            .attach_queue(0, Some(rig.ctx((round + 1) % KINDS.len())))
+            .unwrap();
         session.remove_region(PLUGGED);
         wait_unmapped(&region);
     }
@@ -174,16 +199,21 @@ fn regions_change_while_queues_move() {
 /// context comes to look.
 #[test]
 fn memory_goes_when_a_detach_meets_its_removal() {
-    let rig = Rig::start("memory_goes_when_a_detach_meets", &[Kind::Epoll], 2, Answer::Inline);
+    let rig = Rig::start(
+        "memory_goes_when_a_detach_meets",
+        &[Kind::Epoll],
+        2,
+        Answer::Inline,
+    );
     let mut session = Session::builder().queues(2).connect(&rig.path);
     for round in 0..1500u32 {
         let region = session.add_region(RegionSpec::new(PLUGGED, SIZE));
         echo::round_trip(&mut session.queues[0], &round.to_ne_bytes());
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             scope.spawn(|| {
                 // Not to synchronise: the detach shall meet the removal at each of its steps.
-                let until = std::time::Instant::now() + Duration::from_nanos(u64::from(round % 300) * 200);
-                while std::time::Instant::now() < until {
+                let until = Instant::now() + Duration::from_nanos(u64::from(round % 300) * 200);
+                while Instant::now() < until {
                     std::hint::spin_loop();
                 }
                 rig.server.request_detach().unwrap();
@@ -200,7 +230,12 @@ fn memory_goes_when_a_detach_meets_its_removal() {
 /// pop does as well, and nothing else.
 #[test]
 fn a_buffer_outside_of_memory_breaks_its_ring_alone() {
-    let rig = Rig::start("a_buffer_outside_of_memory", &[Kind::Epoll], 2, Answer::Inline);
+    let rig = Rig::start(
+        "a_buffer_outside_of_memory",
+        &[Kind::Epoll],
+        2,
+        Answer::Inline,
+    );
     let mut session = Session::builder().queues(2).connect(&rig.path);
     let region = session.add_region(RegionSpec::new(PLUGGED, SIZE));
     session.remove_region(PLUGGED);

@@ -31,7 +31,10 @@ fn driver_in(session: &Session, region: &Arc<Region>) -> SplitDriver {
 
 /// Two queues; queue 0 is not started, queue 1 runs.
 fn session_with_one_ring_to_place(rig: &Rig) -> Session {
-    let mut session = Session::builder().queues(2).not_started().connect(&rig.path);
+    let mut session = Session::builder()
+        .queues(2)
+        .not_started()
+        .connect(&rig.path);
     session.start_queue(1);
     session
 }
@@ -59,7 +62,9 @@ fn a_ring_loses_its_memory() {
                 session.remove_region(home(round).gpa);
                 driver.wait_err(Deadline::secs(10)).unwrap();
                 let broken = round as usize + 1;
-                eventually("ring_broken", Deadline::secs(10), broken, || count_broken(&rig));
+                eventually("ring_broken", Deadline::secs(10), broken, || {
+                    count_broken(&rig)
+                });
                 rig.wait_progress(1, 50);
                 session.fe().get_vring_base(0).unwrap();
                 eventually("unmapping", Deadline::secs(10), 1, || mappings_of(&region));
@@ -74,7 +79,12 @@ fn a_ring_loses_its_memory() {
 /// With requests in flight: they keep the old mapping and are completed into nothing.
 #[test]
 fn a_ring_loses_its_memory_with_requests_in_flight() {
-    let rig = Rig::start("a_ring_loses_its_memory_in_flight", &[Kind::Epoll], 2, Answer::Hold);
+    let rig = Rig::start(
+        "a_ring_loses_its_memory_in_flight",
+        &[Kind::Epoll],
+        2,
+        Answer::Hold,
+    );
     let mut session = session_with_one_ring_to_place(&rig);
     let own = session.memory.regions().remove(0);
     for round in 0..10 {
@@ -92,7 +102,11 @@ fn a_ring_loses_its_memory_with_requests_in_flight() {
         assert_eq!(mappings_of(&region), 2, "four requests are out");
         let used = driver.ring.used_idx().unwrap();
         assert_eq!(rig.echo.answer_held(0), 4);
-        assert_eq!(driver.ring.used_idx().unwrap(), used, "a ring without memory was written");
+        assert_eq!(
+            driver.ring.used_idx().unwrap(),
+            used,
+            "a ring without memory was written"
+        );
         eventually("unmapping", Deadline::secs(10), 1, || mappings_of(&region));
         assert_eq!(session.fe().get_vring_base(0).unwrap(), 4);
         rig.echo.set_answer(Answer::Inline);
@@ -103,7 +117,12 @@ fn a_ring_loses_its_memory_with_requests_in_flight() {
 /// In nobody's hands: the break is noticed without a context and reported when there is one again.
 #[test]
 fn a_detached_ring_loses_its_memory() {
-    let rig = Rig::start("a_detached_ring_loses_its_memory", &[Kind::Epoll], 2, Answer::Inline);
+    let rig = Rig::start(
+        "a_detached_ring_loses_its_memory",
+        &[Kind::Epoll],
+        2,
+        Answer::Inline,
+    );
     let mut session = session_with_one_ring_to_place(&rig);
     for round in 0..20 {
         let region = session.add_region(home(round));
@@ -115,10 +134,16 @@ fn a_detached_ring_loses_its_memory() {
         session.remove_region(home(round).gpa);
         driver.wait_err(Deadline::secs(10)).unwrap();
         eventually("unmapping", Deadline::secs(10), 1, || mappings_of(&region));
-        assert_eq!(count_broken(&rig), round as usize, "a callback without a context");
+        assert_eq!(
+            count_broken(&rig),
+            round as usize,
+            "a callback without a context"
+        );
         rig.server.attach(rig.ctx(0)).unwrap();
         let broken = round as usize + 1;
-        eventually("ring_broken", Deadline::secs(10), broken, || count_broken(&rig));
+        eventually("ring_broken", Deadline::secs(10), broken, || {
+            count_broken(&rig)
+        });
         session.fe().get_vring_base(0).unwrap();
         echo::round_trip(&mut session.queues[1], b"goes on");
     }
@@ -127,9 +152,12 @@ fn a_detached_ring_loses_its_memory() {
 /// A ring that is stopped has no use for its memory: taking it away is not the ring's affair.
 #[test]
 fn a_stopped_ring_does_not_miss_its_memory() {
-    let rig = Rig::build("a_stopped_ring_does_not_miss", &[Kind::Epoll], Answer::Inline, |builder| {
-        builder.queues(2).disconnect_on_broken_ring(true)
-    });
+    let rig = Rig::build(
+        "a_stopped_ring_does_not_miss",
+        &[Kind::Epoll],
+        Answer::Inline,
+        |builder| builder.queues(2).disconnect_on_broken_ring(true),
+    );
     let mut session = session_with_one_ring_to_place(&rig);
     for round in 0..10 {
         let region = session.add_region(home(round));
@@ -139,16 +167,27 @@ fn a_stopped_ring_does_not_miss_its_memory() {
         assert_eq!(session.fe().get_vring_base(0).unwrap(), 1);
         session.remove_region(home(round).gpa);
         echo::round_trip(&mut session.queues[1], b"goes on");
-        assert!(!driver.err.is_signalled().unwrap(), "err for a ring that is stopped");
+        assert!(
+            !driver.err.is_signalled().unwrap(),
+            "err for a ring that is stopped"
+        );
         eventually("unmapping", Deadline::secs(10), 1, || mappings_of(&region));
     }
-    assert_eq!((count_broken(&rig), rig.server.stats().broken_rings), (0, 0));
+    assert_eq!(
+        (count_broken(&rig), rig.server.stats().broken_rings),
+        (0, 0)
+    );
 }
 
 /// Disabled but started: its memory is still its own.
 #[test]
 fn a_disabled_ring_loses_its_memory() {
-    let rig = Rig::start("a_disabled_ring_loses_its_memory", &[Kind::Epoll], 2, Answer::Inline);
+    let rig = Rig::start(
+        "a_disabled_ring_loses_its_memory",
+        &[Kind::Epoll],
+        2,
+        Answer::Inline,
+    );
     let mut session = session_with_one_ring_to_place(&rig);
     let region = session.add_region(home(0));
     let mut driver = driver_in(&session, &region);
@@ -157,19 +196,29 @@ fn a_disabled_ring_loses_its_memory() {
     session.fe().set_vring_enable(0, false).unwrap();
     session.remove_region(home(0).gpa);
     driver.wait_err(Deadline::secs(10)).unwrap();
-    rig.echo.wait_log("ring_broken", |log| log.iter().any(|e| matches!(e, Event::Broken(0, _))));
+    rig.echo.wait_log("ring_broken", |log| {
+        log.iter().any(|e| matches!(e, Event::Broken(0, _)))
+    });
     echo::round_trip(&mut session.queues[1], b"goes on");
 }
 
 /// The same guest addresses, another file: a ring that is started again uses the new one.
 #[test]
 fn a_ring_comes_back_in_other_memory_at_the_same_address() {
-    let rig = Rig::start("a_ring_comes_back_in_other_memory", &[Kind::Epoll], 2, Answer::Mixed);
-    let mut session = session_with_one_ring_to_place(&rig);
+    let rig = Rig::start(
+        "a_ring_comes_back_in_other_memory",
+        &[Kind::Epoll],
+        2,
+        Answer::Mixed,
+    );
+    let session = session_with_one_ring_to_place(&rig);
     for round in 0..100u32 {
         let region = session.add_region(home(0));
         let mut driver = driver_in(&session, &region);
-        session.fe().set_vring_call(0, Some(driver.call.as_raw_fd())).unwrap();
+        session
+            .fe()
+            .set_vring_call(0, Some(driver.call.as_raw_fd()))
+            .unwrap();
         RingPlan::of(0, &driver).start(&session, 0);
         echo::round_trip(&mut driver, &round.to_ne_bytes());
         session.fe().get_vring_base(0).unwrap();

@@ -54,15 +54,26 @@ fn a_broken_ring_leaves_the_others_alone() {
             }
         });
         let stats = rig.stats(1);
-        assert_eq!((stats.pops, stats.completions, stats.breaks), (counts[0], counts[0], 0));
-        assert!(!good[0].err.is_signalled().unwrap(), "err of the queue that is sound");
+        assert_eq!(
+            (stats.pops, stats.completions, stats.breaks),
+            (counts[0], counts[0], 0)
+        );
+        assert!(
+            !good[0].err.is_signalled().unwrap(),
+            "err of the queue that is sound"
+        );
     }
 }
 
 /// Requests that were in flight when their ring broke are completed into nothing and hold nothing up.
 #[test]
 fn a_ring_breaks_with_requests_in_flight() {
-    let rig = Rig::start("a_ring_breaks_with_requests_in_flight", &[Kind::Epoll], 2, Answer::Hold);
+    let rig = Rig::start(
+        "a_ring_breaks_with_requests_in_flight",
+        &[Kind::Epoll],
+        2,
+        Answer::Hold,
+    );
     let mut session = Session::builder().queues(2).connect(&rig.path);
     let mut load = EchoLoad::new(&mut session.queues[0], 4, 64);
     load.fill();
@@ -75,10 +86,17 @@ fn a_ring_breaks_with_requests_in_flight() {
 
     session.fe().send_get_vring_base(0).unwrap();
     let soon = std::time::Duration::from_millis(50);
-    assert!(!session.fe().answered_within(soon).unwrap(), "answered with four in flight");
+    assert!(
+        !session.fe().answered_within(soon).unwrap(),
+        "answered with four in flight"
+    );
     assert_eq!(rig.echo.answer_held(0), 4);
     assert_eq!(session.fe().recv_vring_base(0).unwrap(), 4);
-    assert_eq!(session.queues[0].ring.used_idx().unwrap(), used_idx, "a dead ring was written");
+    assert_eq!(
+        session.queues[0].ring.used_idx().unwrap(),
+        used_idx,
+        "a dead ring was written"
+    );
 
     rig.echo.set_answer(Answer::Inline);
     let plan = RingPlan::of(0, &session.queues[0]);
@@ -95,10 +113,16 @@ fn a_new_connection_clears_a_broken_ring() {
         echo::round_trip(&mut session.queues[0], b"sound");
         break_ring(&mut session.queues[0]);
         session.queues[0].wait_err(Deadline::secs(10)).unwrap();
-        assert!(session.fe().get_features().is_ok(), "the connection lives on");
+        assert!(
+            session.fe().get_features().is_ok(),
+            "the connection lives on"
+        );
         drop(session);
         rig.echo.wait_log("the disconnect", |log| {
-            log.iter().filter(|e| matches!(e, Event::Disconnected(_))).count() == round + 1
+            log.iter()
+                .filter(|e| matches!(e, Event::Disconnected(_)))
+                .count()
+                == round + 1
         });
     }
     assert_eq!(rig.server.stats().broken_rings, 10);
@@ -106,9 +130,12 @@ fn a_new_connection_clears_a_broken_ring() {
 
 #[test]
 fn a_broken_ring_can_end_the_connection() {
-    let rig = Rig::build("a_broken_ring_can_end", &[Kind::Epoll], Answer::Inline, |builder| {
-        builder.queues(2).disconnect_on_broken_ring(true)
-    });
+    let rig = Rig::build(
+        "a_broken_ring_can_end",
+        &[Kind::Epoll],
+        Answer::Inline,
+        |builder| builder.queues(2).disconnect_on_broken_ring(true),
+    );
     for _ in 0..10 {
         let mut session = Session::builder().queues(2).connect(&rig.path);
         echo::round_trip(&mut session.queues[1], b"sound");

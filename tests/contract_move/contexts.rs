@@ -24,7 +24,9 @@ fn busy_polling_sleeps_and_wakes() {
     let rig = Rig::start("busy_polling_sleeps_and_wakes", &[BUSY], 2, Answer::Mixed);
     let mut session = Session::builder().queues(2).connect(&rig.path);
     let mut random = Random::new(5);
-    let [first, second] = &mut session.queues[..] else { unreachable!() };
+    let [first, second] = &mut session.queues[..] else {
+        unreachable!()
+    };
     let mut loads = [EchoLoad::new(first, 16, 64), EchoLoad::new(second, 16, 64)];
     for _ in 0..2000 {
         let load = &mut loads[random.below(2) as usize];
@@ -52,7 +54,8 @@ fn busy_polling_behind_the_program_s_own_poll() {
     });
     while !driver.is_finished() {
         // A bounded wait, to see the end of the driver's thread.
-        let ready = Deadline::after(Duration::from_millis(100)).poll_fd(ctx.as_raw_fd(), libc::POLLIN);
+        let ready =
+            Deadline::after(Duration::from_millis(100)).poll_fd(ctx.as_raw_fd(), libc::POLLIN);
         if ready.unwrap() != 0 {
             ctx.dispatch(Some(Duration::ZERO)).unwrap();
         }
@@ -64,7 +67,12 @@ fn busy_polling_behind_the_program_s_own_poll() {
 
 #[test]
 fn a_polled_context_wants_no_kicks() {
-    let rig = Rig::start("a_polled_context_wants_no_kicks", &[Kind::Polled], 2, Answer::Mixed);
+    let rig = Rig::start(
+        "a_polled_context_wants_no_kicks",
+        &[Kind::Polled],
+        2,
+        Answer::Mixed,
+    );
     let mut session = Session::builder().queues(2).connect(&rig.path);
     let ((), counts) = under_load(&mut session.queues, 32, || {
         rig.wait_progress(0, 5000);
@@ -72,7 +80,12 @@ fn a_polled_context_wants_no_kicks() {
     });
     rig.assert_exactly_once(&counts);
     for queue in &session.queues {
-        assert!(queue.kicks <= 2, "{} kicks, {} suppressed", queue.kicks, queue.kicks_suppressed);
+        assert!(
+            queue.kicks <= 2,
+            "{} kicks, {} suppressed",
+            queue.kicks,
+            queue.kicks_suppressed
+        );
     }
 }
 
@@ -117,7 +130,9 @@ fn one_server_over_four_contexts() {
     let kinds = [Kind::Epoll, Kind::Foreign, Kind::Polled, BUSY];
     let rig = Rig::start("one_server_over_four_contexts", &kinds, 4, Answer::Mixed);
     for queue in 1..4 {
-        rig.server.attach_queue(queue, Some(rig.ctx(queue as usize))).unwrap();
+        rig.server
+            .attach_queue(queue, Some(rig.ctx(queue as usize)))
+            .unwrap();
     }
     let mut session = Session::builder().queues(4).connect(&rig.path);
     let ((), counts) = under_load(&mut session.queues, 16, || {
@@ -127,7 +142,11 @@ fn one_server_over_four_contexts() {
     });
     rig.assert_exactly_once(&counts);
     for (queue, looper) in rig.loops.iter().enumerate() {
-        assert!(rig.echo.log().contains(&Event::Started(queue as u32, looper.thread_id)));
+        assert!(
+            rig.echo
+                .log()
+                .contains(&Event::Started(queue as u32, looper.thread_id))
+        );
     }
     session.disconnect();
 }
@@ -149,7 +168,8 @@ fn again_is_fair() {
             });
         }
         rig.server.attach_queue(0, Some(rig.ctx(1))).unwrap();
-        rig.echo.wait_event(Event::Started(0, rig.loops[1].thread_id));
+        rig.echo
+            .wait_event(Event::Started(0, rig.loops[1].thread_id));
         rig.echo.again.store(0, Ordering::Relaxed);
         round_trip(&mut session.queues[0], b"is content");
         rig.assert_exactly_once(&[2, 200]);
@@ -205,9 +225,15 @@ fn staging_rings_the_doorbell() {
             let written = echo(&element);
             ctx.stage(element, written).unwrap();
         }
-        assert_eq!(load.driver.ring.used_idx().unwrap(), used, "published while staging");
+        assert_eq!(
+            load.driver.ring.used_idx().unwrap(),
+            used,
+            "published while staging"
+        );
         if round % 2 == 0 {
-            let ready = Deadline::secs(10).poll_fd(ctx.as_raw_fd(), libc::POLLIN).unwrap();
+            let ready = Deadline::secs(10)
+                .poll_fd(ctx.as_raw_fd(), libc::POLLIN)
+                .unwrap();
             assert_ne!(ready, 0, "the doorbell is silent");
             ctx.dispatch(Some(Duration::ZERO)).unwrap();
         } else {
@@ -218,7 +244,11 @@ fn staging_rings_the_doorbell() {
     }
     drop(load);
     rig.assert_exactly_once(&[150]);
-    let stranger = thread::scope(|s| s.spawn(|| ctx.flush().map_err(|e| e.errno())).join().unwrap());
+    let stranger = thread::scope(|s| {
+        s.spawn(|| ctx.flush().map_err(|e| e.errno()))
+            .join()
+            .unwrap()
+    });
     assert_eq!(stranger, Err(libc::EXDEV));
     rig.server.stop().unwrap();
 }
@@ -237,7 +267,11 @@ fn staged_by_a_stranger() {
             let written = echo(&element);
             rig.ctx(0).stage(element, written).unwrap();
         }
-        assert_eq!(load.driver.ring.used_idx().unwrap(), used.wrapping_add(5), "at once");
+        assert_eq!(
+            load.driver.ring.used_idx().unwrap(),
+            used.wrapping_add(5),
+            "at once"
+        );
         load.drain();
     }
     drop(load);

@@ -1,14 +1,16 @@
 //! Leaving contexts and arriving in others.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use vu_server::StopReason;
 
-use crate::move_device::{Answer, Event};
+use crate::move_device::{Answer, Event, answer_now, echo};
 use crate::move_loops::Kind;
 use crate::move_pool::Random;
-use crate::move_rig::{Rig, under_load};
+use crate::move_rig::{Rig, SetOnDrop, under_load};
 use crate::sim::echo::EchoLoad;
 use crate::sim::{Deadline, Session};
 
@@ -28,11 +30,22 @@ fn request_detach_under_load() {
             rig.server.request_detach().unwrap();
             rig.wait_quiesced();
             let (callbacks, pops) = (rig.echo.callbacks(), rig.stats(0).pops + rig.stats(1).pops);
-            assert_eq!(rig.loops[1].watches.as_ref().unwrap().count(), 1, "only the doorbell");
-            rig.wake.wait("nothing in flight", || !rig.server.has_inflight());
+            assert_eq!(
+                rig.loops[1].watches.as_ref().unwrap().count(),
+                1,
+                "only the doorbell"
+            );
+            rig.wake
+                .wait("nothing in flight", || !rig.server.has_inflight());
             let now = (rig.echo.callbacks(), rig.stats(0).pops + rig.stats(1).pops);
-            assert_eq!(now, (callbacks, pops), "round {round}: served while detached");
-            rig.server.attach(rig.ctx((round as usize + 1) % ALL.len())).unwrap();
+            assert_eq!(
+                now,
+                (callbacks, pops),
+                "round {round}: served while detached"
+            );
+            rig.server
+                .attach(rig.ctx((round as usize + 1) % ALL.len()))
+                .unwrap();
         }
         rig.wait_progress(0, 1);
         rig.wait_progress(1, 1);
@@ -46,7 +59,12 @@ fn request_detach_under_load() {
 
 #[test]
 fn detach_by_a_stranger_changes_nothing() {
-    let rig = Rig::start("detach_by_a_stranger", &[Kind::Epoll, Kind::Foreign], 2, Answer::Inline);
+    let rig = Rig::start(
+        "detach_by_a_stranger",
+        &[Kind::Epoll, Kind::Foreign],
+        2,
+        Answer::Inline,
+    );
     let mut session = Session::builder().queues(2).connect(&rig.path);
     rig.server.attach_queue(1, Some(rig.ctx(1))).unwrap();
     let there = rig.loops[1].thread_id;
@@ -83,10 +101,21 @@ fn detach_by_the_owner_is_complete_when_it_returns() {
                 assert!(server.is_quiesced(), "right after detach");
                 echo.callbacks()
             });
-            assert_eq!(rig.loops[0].watches.as_ref().unwrap().count(), 1, "only the doorbell");
-            rig.wake.wait("nothing in flight", || !rig.server.has_inflight());
-            assert_eq!(rig.echo.callbacks(), at, "a callback after detach had returned");
-            rig.server.attach(rig.ctx((round + 1) % kinds.len())).unwrap();
+            assert_eq!(
+                rig.loops[0].watches.as_ref().unwrap().count(),
+                1,
+                "only the doorbell"
+            );
+            rig.wake
+                .wait("nothing in flight", || !rig.server.has_inflight());
+            assert_eq!(
+                rig.echo.callbacks(),
+                at,
+                "a callback after detach had returned"
+            );
+            rig.server
+                .attach(rig.ctx((round + 1) % kinds.len()))
+                .unwrap();
         }
         rig.wait_progress(0, 1);
     });
@@ -97,10 +126,18 @@ fn detach_by_the_owner_is_complete_when_it_returns() {
 /// last completion fires `wake`, what the driver adds meanwhile is served afterwards.
 #[test]
 fn a_drained_section() {
-    let rig = Rig::start("a_drained_section", &[Kind::Epoll, Kind::Foreign], 2, Answer::Hold);
+    let rig = Rig::start(
+        "a_drained_section",
+        &[Kind::Epoll, Kind::Foreign],
+        2,
+        Answer::Hold,
+    );
     let mut session = Session::builder().queues(2).connect(&rig.path);
-    let mut loads: Vec<_> =
-        session.queues.iter_mut().map(|queue| EchoLoad::new(queue, 12, 64)).collect();
+    let mut loads: Vec<_> = session
+        .queues
+        .iter_mut()
+        .map(|queue| EchoLoad::new(queue, 12, 64))
+        .collect();
     for round in 0..50 {
         rig.echo.set_answer(Answer::Hold);
         loads.iter_mut().for_each(|load| load.fill_up_to(8));
@@ -116,10 +153,10 @@ fn a_drained_section() {
         let mut last = rig.echo.take_held(1);
         let kept = last.pop().unwrap();
         for element in last {
-            crate::move_device::answer_now(element).unwrap();
+            answer_now(element).unwrap();
         }
         assert!(rig.server.has_inflight(), "one is held");
-        let other = thread::spawn(move || crate::move_device::answer_now(kept).unwrap());
+        let other = thread::spawn(move || answer_now(kept).unwrap());
         rig.wake.wait("idle", || !rig.server.has_inflight());
         other.join().unwrap();
         assert_eq!(rig.echo.held(), 0, "popped while detached");
@@ -139,13 +176,13 @@ fn kicks_that_fall_into_the_gap() {
     let rig = Rig::start("kicks_that_fall_into_the_gap", &ALL, 1, Answer::Inline);
     let mut session = Session::builder().connect(&rig.path);
     let driver = &mut session.queues[0];
-    let done = std::sync::atomic::AtomicBool::new(false);
+    let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let server = &rig.server;
         let mover = scope.spawn(|| {
             let mut random = Random::new(1);
             let mut moves = 0u64;
-            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            while !done.load(Ordering::Relaxed) {
                 let to = rig.ctx(random.below(ALL.len() as u64) as usize);
                 server.attach_queue(0, Some(to)).unwrap();
                 moves += 1;
@@ -154,9 +191,10 @@ fn kicks_that_fall_into_the_gap() {
             }
             moves
         });
-        let mut load = EchoLoad::new(driver, 1, 64);
-        load.run(REQUESTS);
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        {
+            let _done = SetOnDrop(&done);
+            EchoLoad::new(driver, 1, 64).run(REQUESTS);
+        }
         let moves = mover.join().unwrap();
         assert!(moves > 1000, "only {moves} moves");
     });
@@ -177,21 +215,82 @@ fn elements_in_flight_over_a_move() {
         rig.echo.wait_held(48);
         rig.server.attach_queue(0, Some(rig.ctx(to))).unwrap();
         let there = rig.loops[to].thread_id;
-        rig.echo.wait_log("the move", |log| log.last() == Some(&Event::Started(0, there)));
+        rig.echo.wait_log("the move", |log| {
+            log.last() == Some(&Event::Started(0, there))
+        });
 
         let mut held = rig.echo.take_held(0);
         let for_old = held.split_off(32);
         let for_new = held.split_off(16);
-        let finish = |elements: Vec<_>| {
-            move || elements.into_iter().try_for_each(crate::move_device::answer_now).unwrap()
-        };
+        let finish =
+            |elements: Vec<_>| move || elements.into_iter().try_for_each(answer_now).unwrap();
         rig.loops[from].on(finish(for_old));
-        rig.loops[to].on(finish(for_new));
+        let ctx = rig.loops[to].ctx.clone();
+        rig.loops[to].on(move || {
+            for (i, element) in for_new.into_iter().enumerate() {
+                // Staging an element of an earlier owner's is completing it.
+                if i % 2 == 0 {
+                    let written = echo(&element);
+                    ctx.stage(element, written).unwrap();
+                } else {
+                    answer_now(element).unwrap();
+                }
+            }
+        });
         finish(held)();
         load.drain();
     }
     drop(load);
     rig.assert_exactly_once(&[60 * 48]);
+    rig.server.request_detach().unwrap();
+    rig.wait_quiesced();
+    assert!(
+        !rig.server.has_inflight(),
+        "something of a former owner's is left"
+    );
+}
+
+/// What a device stages as its queue leaves is published before it is gone, and counts as done.
+#[test]
+fn staged_while_leaving() {
+    for kind in ALL {
+        let rig = Rig::start(
+            "staged_while_leaving",
+            &[kind, Kind::Epoll],
+            1,
+            Answer::Hold,
+        );
+        rig.echo.stage_at_stopping.store(true, Ordering::Relaxed);
+        let mut session = Session::builder().connect(&rig.path);
+        for round in 0..50u64 {
+            let mut load = EchoLoad::new(&mut session.queues[0], 7, 64);
+            load.fill();
+            rig.echo.wait_held(7);
+            match round % 3 {
+                0 => {
+                    rig.server.attach_queue(0, Some(rig.ctx(1))).unwrap();
+                    load.drain();
+                }
+                1 => {
+                    rig.server.request_detach().unwrap();
+                    rig.wait_quiesced();
+                    assert!(!rig.server.has_inflight());
+                    load.drain();
+                    rig.server.attach(rig.ctx(0)).unwrap();
+                }
+                _ => {
+                    drop(load);
+                    assert_eq!(session.stop_queue(0), 7 * (round as u32 + 1));
+                    assert_eq!(rig.stats(0).inflight, 0);
+                    session.queues[0]
+                        .wait_used_all(7, Deadline::secs(10))
+                        .unwrap();
+                    session.start_queue(0);
+                }
+            }
+        }
+        rig.assert_exactly_once(&[350]);
+    }
 }
 
 /// A move asked for again and again before it happens: the last target wins, and nothing is left attached
@@ -219,7 +318,7 @@ fn the_last_target_wins() {
     for looper in rig.loops.drain(1..) {
         let ctx = looper.ctx.clone();
         drop(looper);
-        let ctx = std::sync::Arc::into_inner(ctx).expect("the only reference");
+        let ctx = Arc::into_inner(ctx).expect("the only reference");
         ctx.free().map_err(|(error, _)| error).unwrap();
     }
     let mut load = EchoLoad::new(&mut session.queues[0], 1, 64);

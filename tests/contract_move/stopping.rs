@@ -1,15 +1,16 @@
 //! GET_VRING_BASE, disabling and enabling while other queues and connections go on.
 
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use vu_server::{Address, Server};
 
-use crate::move_device::{Answer, Echo, EchoDevice, Event};
+use crate::move_device::{Answer, Echo, EchoDevice, Event, answer_now};
 use crate::move_loops::Kind;
 use crate::move_rig::{Rig, RingPlan, socket_path, under_load};
 use crate::sim::echo::{self, EchoLoad};
-use crate::sim::{Deadline, HangGuard, Session, eventually};
+use crate::sim::{Deadline, Session, eventually};
 
 /// Long enough for an answer that is not held up.
 const SOON: Duration = Duration::from_millis(50);
@@ -35,8 +36,12 @@ fn base_of_one_queue_under_load(name: &str, kinds: &[Kind], answer: Answer) {
             let region = session.memory.region_at(used, 4).unwrap();
             let used_idx = region.atomic_u16(used + 2).unwrap();
             // Acquire: pairs with the device's release; it is the last one of this ring.
-            let used_idx = used_idx.load(std::sync::atomic::Ordering::Acquire);
-            assert_eq!(base, u32::from(used_idx), "everything popped is in the used ring");
+            let used_idx = used_idx.load(Ordering::Acquire);
+            assert_eq!(
+                base,
+                u32::from(used_idx),
+                "everything popped is in the used ring"
+            );
             rig.wait_progress(1, 20);
             assert_eq!(rig.stats(0).pops, stats.pops, "popped while stopped");
             plan.start(&session, base);
@@ -62,7 +67,12 @@ fn base_of_one_queue_in_different_contexts() {
 /// same context.
 #[test]
 fn base_waits_for_a_slow_request_alone() {
-    let rig = Rig::start("base_waits_for_a_slow_request", &[Kind::Epoll], 2, Answer::Hold);
+    let rig = Rig::start(
+        "base_waits_for_a_slow_request",
+        &[Kind::Epoll],
+        2,
+        Answer::Hold,
+    );
     let other = second_server(&rig);
     let mut session = Session::builder().queues(2).connect(&rig.path);
     let mut queues = std::mem::take(&mut session.queues);
@@ -77,7 +87,10 @@ fn base_waits_for_a_slow_request_alone() {
 
         session.fe().send_get_vring_base(0).unwrap();
         rig.echo.wait_log("the recall", |log| {
-            log.iter().filter(|e| matches!(e, Event::Stopping(0, _))).count() > round
+            log.iter()
+                .filter(|e| matches!(e, Event::Stopping(0, _)))
+                .count()
+                > round
         });
         under_load(busy, 32, || {
             rig.wait_progress(1, 1000);
@@ -89,11 +102,14 @@ fn base_waits_for_a_slow_request_alone() {
         let last = {
             let mut held = rig.echo.take_held(0);
             let last = held.pop().unwrap();
-            held.into_iter().try_for_each(crate::move_device::answer_now).unwrap();
+            held.into_iter().try_for_each(answer_now).unwrap();
             last
         };
-        assert!(!session.fe().answered_within(SOON).unwrap(), "answered with one in flight");
-        thread::spawn(move || crate::move_device::answer_now(last).unwrap());
+        assert!(
+            !session.fe().answered_within(SOON).unwrap(),
+            "answered with one in flight"
+        );
+        thread::spawn(move || answer_now(last).unwrap());
         let base = session.fe().recv_vring_base(0).unwrap();
         assert_eq!(base, 3 * (round as u32 + 1));
         slow.drain();
@@ -120,23 +136,30 @@ fn second_server(rig: &Rig) -> Second {
     let path = socket_path();
     let device = EchoDevice(Echo::new(Answer::Inline));
     let server = Server::builder().name("second").build(device).unwrap();
-    server.start(Address::Listen(path.clone()), Some(rig.ctx(0))).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(rig.ctx(0)))
+        .unwrap();
     Second { server, path }
 }
 
 /// Stop does not wait for a front-end that waits for a request that never ends: the drain time-out cuts it.
 #[test]
 fn stop_while_a_base_is_awaited() {
-    let rig = Rig::build("stop_while_a_base_is_awaited", &[Kind::Epoll], Answer::Hold, |builder| {
-        builder.drain_timeout(Some(Duration::from_millis(100)))
-    });
+    let rig = Rig::build(
+        "stop_while_a_base_is_awaited",
+        &[Kind::Epoll],
+        Answer::Hold,
+        |builder| builder.drain_timeout(Some(Duration::from_millis(100))),
+    );
     let mut session = Session::builder().connect(&rig.path);
     let mut load = EchoLoad::new(&mut session.queues[0], 2, 64);
     load.fill();
     rig.echo.wait_held(2);
     drop(load);
     session.fe().send_get_vring_base(0).unwrap();
-    rig.echo.wait_log("the recall", |log| log.iter().any(|e| matches!(e, Event::Stopping(0, _))));
+    rig.echo.wait_log("the recall", |log| {
+        log.iter().any(|e| matches!(e, Event::Stopping(0, _)))
+    });
     rig.server.stop().unwrap();
     session.fe().wait_closed().unwrap();
     assert_eq!(rig.echo.answer_held(0), 2, "late completions are legal");
@@ -161,14 +184,23 @@ fn stop_right_after_start() {
         plan.start(&session, base);
     }
     echo::round_trip(&mut session.queues[0], b"still there");
-    assert_eq!(rig.echo.count(|e| matches!(e, Event::Broken(..))), 0, "ring_broken without a cause");
+    assert_eq!(
+        rig.echo.count(|e| matches!(e, Event::Broken(..))),
+        0,
+        "ring_broken without a cause"
+    );
     assert_eq!(rig.stats(0).breaks, 0);
     assert!(!session.queues[0].err.is_signalled().unwrap());
 }
 
 #[test]
 fn disable_and_enable_under_load() {
-    let rig = Rig::start("disable_and_enable_under_load", &[Kind::Epoll], 2, Answer::Mixed);
+    let rig = Rig::start(
+        "disable_and_enable_under_load",
+        &[Kind::Epoll],
+        2,
+        Answer::Mixed,
+    );
     let mut session = Session::builder().queues(2).connect(&rig.path);
     let mut queues = std::mem::take(&mut session.queues);
     let ((), counts) = under_load(&mut queues, 32, || {
@@ -196,7 +228,11 @@ fn buffers_from_before_the_start_need_no_kick() {
         session.queues[0].add(&request.segs()).unwrap();
         session.queues[0].publish().unwrap();
         plan.start_disabled(&session, 0);
-        assert_eq!(rig.stats(0).pops, 0, "{kind:?}: served before it was enabled");
+        assert_eq!(
+            rig.stats(0).pops,
+            0,
+            "{kind:?}: served before it was enabled"
+        );
         session.fe().set_vring_enable(0, true).unwrap();
         let used = session.queues[0].wait_used(Deadline::secs(10)).unwrap();
         request.check(used);
@@ -215,13 +251,16 @@ fn buffers_from_before_the_start_need_no_kick() {
 /// A device that wants them runs queues that are not enabled, and sees that they are not.
 #[test]
 fn queues_run_while_disabled() {
-    let rig = Rig::build("queues_run_while_disabled", &[Kind::Epoll], Answer::Inline, |builder| {
-        builder.run_disabled_queues(true)
-    });
+    let rig = Rig::build(
+        "queues_run_while_disabled",
+        &[Kind::Epoll],
+        Answer::Inline,
+        |builder| builder.run_disabled_queues(true),
+    );
     let mut session = Session::builder().not_started().connect(&rig.path);
     let plan = RingPlan::of(0, &session.queues[0]);
     plan.start_disabled(&session, 0);
-    let enabled = |rig: &Rig| rig.echo.enabled[0].load(std::sync::atomic::Ordering::Relaxed) == 2;
+    let enabled = |rig: &Rig| rig.echo.enabled[0].load(Ordering::Relaxed) == 2;
     for on in [false, true, false, true] {
         session.fe().set_vring_enable(0, on).unwrap();
         echo::round_trip(&mut session.queues[0], b"served");
@@ -236,8 +275,12 @@ fn queues_run_while_disabled() {
 /// Resets under load: what was in flight is drained, the rings start from nothing, memory stays.
 #[test]
 fn reset_with_requests_in_flight() {
-    let _guard = HangGuard::secs("reset_with_requests_in_flight", 120);
-    let rig = Rig::start("reset_with_requests_in_flight", &[Kind::Epoll], 2, Answer::Pool);
+    let rig = Rig::start(
+        "reset_with_requests_in_flight",
+        &[Kind::Epoll],
+        2,
+        Answer::Pool,
+    );
     let mut session = Session::builder().queues(2).connect(&rig.path);
     for round in 1..=100 {
         for queue in &mut session.queues {
@@ -251,6 +294,8 @@ fn reset_with_requests_in_flight() {
         session.start_all();
         echo::round_trip(&mut session.queues[1], b"after the reset");
     }
-    eventually("resets", Deadline::secs(10), 100, || rig.echo.count(|e| *e == Event::Reset));
+    eventually("resets", Deadline::secs(10), 100, || {
+        rig.echo.count(|e| *e == Event::Reset)
+    });
     assert_eq!(rig.server.stats().broken_rings, 0);
 }

@@ -27,11 +27,20 @@ struct Running {
 
 fn run(device: Probe) -> Running {
     let journal = device.journal.clone();
-    let server = Server::builder().queues(2).drain_timeout(Some(Duration::from_secs(30)));
+    let server = Server::builder()
+        .queues(2)
+        .drain_timeout(Some(Duration::from_secs(30)));
     let server = Arc::new(server.build(device).unwrap());
     let (looper, path) = (Looper::new(), socket_path("any"));
-    server.start(Address::Listen(path.clone()), Some(&looper.ctx)).unwrap();
-    Running { server, journal, looper, path }
+    server
+        .start(Address::Listen(path.clone()), Some(&looper.ctx))
+        .unwrap();
+    Running {
+        server,
+        journal,
+        looper,
+        path,
+    }
 }
 
 impl Running {
@@ -61,9 +70,19 @@ fn from_a_third_thread_and_again() {
     running.stop();
     running.server.request_stop().unwrap();
     assert_eq!(running.journal.count("disconnected 0"), 1);
-    assert_eq!(running.journal.count("stopped"), 0, "nobody asked to be told");
+    assert_eq!(
+        running.journal.count("stopped"),
+        0,
+        "nobody asked to be told"
+    );
     let home = running.looper.thread_id();
-    assert!(running.journal.entries().iter().all(|entry| entry.thread == home));
+    assert!(
+        running
+            .journal
+            .entries()
+            .iter()
+            .all(|entry| entry.thread == home)
+    );
     running.end();
 }
 
@@ -152,9 +171,13 @@ fn in_the_middle_of_a_message() {
 fn while_connecting_with_back_off() {
     let _guard = guard("while_connecting_with_back_off", 30);
     let looper = Looper::new();
-    let server = Server::builder().build(Probe::echo(&Journal::new())).unwrap();
+    let server = Server::builder()
+        .build(Probe::echo(&Journal::new()))
+        .unwrap();
     let path = socket_path("nobody");
-    server.start(Address::Connect(path.clone()), Some(&looper.ctx)).unwrap();
+    server
+        .start(Address::Connect(path.clone()), Some(&looper.ctx))
+        .unwrap();
     // Somebody listens for a moment, so that the back-off is known to be on.
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
     drop(listener.accept().unwrap());
@@ -170,8 +193,15 @@ fn with_a_connected_descriptor() {
     let _guard = guard("with_a_connected_descriptor", 30);
     let looper = Looper::new();
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let server = Server::builder().build(Probe::echo(&Journal::new())).unwrap();
-    server.start(Address::ConnectedFd(OwnedFd::from(theirs)), Some(&looper.ctx)).unwrap();
+    let server = Server::builder()
+        .build(Probe::echo(&Journal::new()))
+        .unwrap();
+    server
+        .start(
+            Address::ConnectedFd(OwnedFd::from(theirs)),
+            Some(&looper.ctx),
+        )
+        .unwrap();
     let mut session = Session::builder().over(Frontend::from_fd(ours.into()));
     round_trip(&mut session.queues[0], b"pair");
     within(SERVED, "the stop", || server.stop()).unwrap();
@@ -247,8 +277,17 @@ fn in_the_middle_of_128_in_flight() {
     }
     session.queues[0].publish().unwrap();
     session.queues[0].kick().unwrap();
-    let mut check = |used: Used| requests.remove(&used.head).expect("completed twice").check(used);
-    session.queues[0].wait_used_all(10, Deadline::secs(10)).unwrap().into_iter().for_each(&mut check);
+    let mut check = |used: Used| {
+        requests
+            .remove(&used.head)
+            .expect("completed twice")
+            .check(used)
+    };
+    session.queues[0]
+        .wait_used_all(10, Deadline::secs(10))
+        .unwrap()
+        .into_iter()
+        .for_each(&mut check);
 
     let stopper = {
         let server = running.server.clone();
@@ -260,13 +299,21 @@ fn in_the_middle_of_128_in_flight() {
     stopper.join().unwrap();
     assert_eq!(running.server.queue_stats(0).unwrap().inflight, 0);
     let before = popped.swap(1000, Ordering::Relaxed);
-    assert_eq!(usize::from(session.queues[0].ring.used_idx().unwrap()), before);
+    assert_eq!(
+        usize::from(session.queues[0].ring.used_idx().unwrap()),
+        before
+    );
     session.abort();
 
     let address = Address::Listen(running.path.clone());
-    running.server.start(address, Some(&running.looper.ctx)).unwrap();
+    running
+        .server
+        .start(address, Some(&running.looper.ctx))
+        .unwrap();
     session.reconnect(&running.path);
-    let rest = session.queues[0].wait_used_all(REQUESTS - 10, Deadline::secs(10)).unwrap();
+    let rest = session.queues[0]
+        .wait_used_all(REQUESTS - 10, Deadline::secs(10))
+        .unwrap();
     rest.into_iter().for_each(&mut check);
     assert!(requests.is_empty());
     assert!(session.queues[0].poll_used().unwrap().is_none());

@@ -62,7 +62,12 @@ impl Scenario {
     fn until(&mut self, mut done: impl FnMut(&mut Session) -> bool) -> Option<()> {
         let deadline = Deadline::secs(10);
         while !done(&mut self.session) {
-            if self.session.fe().answered_within(Duration::from_millis(2)).unwrap() {
+            if self
+                .session
+                .fe()
+                .answered_within(Duration::from_millis(2))
+                .unwrap()
+            {
                 return done(&mut self.session).then_some(());
             }
             assert!(!deadline.expired(), "neither an answer nor the end");
@@ -96,13 +101,25 @@ fn play(name: &'static str, whole: bool, act: impl Fn(&Server) + Send + Sync + '
     let held = device.held.clone();
     let server = handle.build(builder(), device);
     let looper = Looper::new();
-    server.start(Address::Listen(path.clone()), Some(&looper.ctx)).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&looper.ctx))
+        .unwrap();
     let session = Scenario::play(&path);
     if whole {
-        assert!(session.is_some(), "{name}: the scenario did not come to its end: {:?}", journal.events());
+        assert!(
+            session.is_some(),
+            "{name}: the scenario did not come to its end: {:?}",
+            journal.events()
+        );
         held.wait_for(1);
     }
-    Played { server, looper, journal, held, path }
+    Played {
+        server,
+        looper,
+        journal,
+        held,
+        path,
+    }
 }
 
 impl Played {
@@ -114,7 +131,11 @@ impl Played {
     /// Frees everything and checks that the device heard of its end once.
     fn end(self) {
         assert!(!self.path.exists());
-        Arc::into_inner(self.server).unwrap().free().map_err(|(error, _)| error).unwrap();
+        Arc::into_inner(self.server)
+            .unwrap()
+            .free()
+            .map_err(|(error, _)| error)
+            .unwrap();
         assert_eq!(self.journal.count("destroy"), 1);
         assert_eq!(self.journal.events().last().unwrap(), "destroy");
         drop(self.held.take());
@@ -147,7 +168,9 @@ fn stop_in_any_callback_is_refused_and_changes_nothing() {
         played.server.request_stop().unwrap();
         played.journal.wait_for("stopped");
         // The loop's thread may still be in there.
-        eventually("the callback", Deadline::secs(10), false, || lock(&refused).is_empty());
+        eventually("the callback", Deadline::secs(10), false, || {
+            lock(&refused).is_empty()
+        });
         played.server.stop().unwrap();
         assert!(played.server.is_stopped());
         let refused = std::mem::take(&mut *lock(&refused));
@@ -174,7 +197,11 @@ fn request_stop_in_any_callback_ends_with_stopped() {
         assert_eq!(events.last().unwrap(), "stopped", "{events:?}");
         assert_eq!(played.journal.count("stopped"), 1, "{events:?}");
         let connections = played.journal.count("connected");
-        assert_eq!(played.journal.count("disconnected 0"), connections, "{events:?}");
+        assert_eq!(
+            played.journal.count("disconnected 0"),
+            connections,
+            "{events:?}"
+        );
         played.server.stop().unwrap();
         played.end();
     }
@@ -191,7 +218,11 @@ fn free_in_any_callback_but_stopped_is_refused() {
         let (journal, path) = (Journal::new(), socket_path("free"));
         let (own, heard) = (owned.clone(), journal.clone());
         let device = Probe::new(&journal, move |called, _| {
-            let server = if called == name { lock(&own).take() } else { None };
+            let server = if called == name {
+                lock(&own).take()
+            } else {
+                None
+            };
             if let Some(server) = server {
                 match server.free() {
                     Ok(()) => heard.note("freed"),
@@ -206,7 +237,9 @@ fn free_in_any_callback_but_stopped_is_refused() {
         let held = device.held.clone();
         let server = builder().build(device).unwrap();
         let looper = Looper::new();
-        server.start(Address::Listen(path.clone()), Some(&looper.ctx)).unwrap();
+        server
+            .start(Address::Listen(path.clone()), Some(&looper.ctx))
+            .unwrap();
         *lock(&owned) = Some(server);
         let session = Scenario::play(&path).expect("the scenario's end");
         held.wait_for(1);
@@ -214,7 +247,9 @@ fn free_in_any_callback_but_stopped_is_refused() {
         journal.wait_for("disconnected 0");
         // Unless the callback has it just now.
         eventually("request_stop", Deadline::secs(10), true, || {
-            lock(&owned).as_ref().is_some_and(|server| server.request_stop().is_ok())
+            lock(&owned)
+                .as_ref()
+                .is_some_and(|server| server.request_stop().is_ok())
         });
         if name == "stopped" {
             journal.wait_for("freed");
@@ -263,7 +298,9 @@ fn free_inside_stopped_on_the_thread_of_the_loop() {
     let server = builder().build(device).unwrap();
     let ctx = Context::epoll().unwrap();
     let path = socket_path("free-own");
-    server.start(Address::Listen(path.clone()), Some(&ctx)).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&ctx))
+        .unwrap();
     let session = Session::builder().queues(2).connect(&path);
     while journal.count("queue_started 1") == 0 {
         ctx.dispatch(Some(Duration::from_millis(5))).unwrap();
@@ -273,7 +310,10 @@ fn free_inside_stopped_on_the_thread_of_the_loop() {
     while journal.count("destroy") == 0 {
         ctx.dispatch(Some(Duration::from_millis(5))).unwrap();
     }
-    assert_eq!(journal.events().last_chunk().unwrap(), &["stopped", "destroy"]);
+    assert_eq!(
+        journal.events().last_chunk().unwrap(),
+        &["stopped", "destroy"]
+    );
     session.fe().wait_closed().unwrap();
     ctx.dispatch(Some(Duration::ZERO)).unwrap();
     ctx.free().map_err(|(error, _)| error).unwrap();
@@ -302,9 +342,15 @@ fn a_panic_in_any_callback_poisons_the_server_and_nothing_else() {
             libc::ENOTRECOVERABLE,
         );
         let heard = played.journal.events();
-        let after = heard.iter().skip_while(|event| !event.starts_with(name)).count();
+        let after = heard
+            .iter()
+            .skip_while(|event| !event.starts_with(name))
+            .count();
         // A kick is not among the events.
-        assert!(after <= 1, "in {name}: callbacks after the panic: {heard:?}");
+        assert!(
+            after <= 1,
+            "in {name}: callbacks after the panic: {heard:?}"
+        );
         played.end();
     }
 }
@@ -324,10 +370,15 @@ fn first_entry(name: &str) -> String {
 
 fn poisoned(played: &Played, name: &str) {
     let what = format!("errno after a panic in {name}");
-    eventually(&what, Deadline::secs(10), Some(libc::ENOTRECOVERABLE), || {
-        let attached = played.server.attach(&played.looper.ctx);
-        attached.err().map(|error| error.errno())
-    });
+    eventually(
+        &what,
+        Deadline::secs(10),
+        Some(libc::ENOTRECOVERABLE),
+        || {
+            let attached = played.server.attach(&played.looper.ctx);
+            attached.err().map(|error| error.errno())
+        },
+    );
     assert_errno(
         played.server.attach_queue(1, Some(&played.looper.ctx)),
         libc::ENOTRECOVERABLE,
@@ -375,10 +426,16 @@ fn a_panic_in_destroy_or_wake_or_a_watch_stays_where_it_is() {
     journal.wait_for_count("watch", 2);
     looper.ctx.unwatch(fd).unwrap();
     let path = socket_path("panics");
-    server.start(Address::Listen(path), Some(&looper.ctx)).unwrap();
+    server
+        .start(Address::Listen(path), Some(&looper.ctx))
+        .unwrap();
     within(Duration::from_secs(5), "the stop", || server.stop()).unwrap();
     assert!(journal.count("wake") >= 1);
-    Arc::into_inner(server).unwrap().free().map_err(|(error, _)| error).unwrap();
+    Arc::into_inner(server)
+        .unwrap()
+        .free()
+        .map_err(|(error, _)| error)
+        .unwrap();
     assert_eq!(journal.count("destroy"), 1);
     looper.finish();
 }

@@ -46,10 +46,15 @@ fn run_then_stop_in_one_thread() {
     let path = socket_path("run-stop");
     let journal = Journal::new();
     let (device, held) = Probe::holding(&journal);
-    let server = Server::builder().drain_timeout(Some(DRAIN)).build(device).unwrap();
+    let server = Server::builder()
+        .drain_timeout(Some(DRAIN))
+        .build(device)
+        .unwrap();
     let ctx = Arc::new(Context::epoll().unwrap());
     let done = complete_in_loop(&ctx, &held);
-    server.start(Address::Listen(path.clone()), Some(&ctx)).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&ctx))
+        .unwrap();
 
     let driver = {
         let (ctx, journal, done, held) = (ctx.clone(), journal.clone(), done.clone(), held.clone());
@@ -62,9 +67,13 @@ fn run_then_stop_in_one_thread() {
             journal.wait_for("queue_stopping 0 ServerStopping");
             for left in (0..REQUESTS).rev() {
                 done.signal().unwrap();
-                eventually("completions in the loop", Deadline::secs(10), left, || held.len());
+                eventually("completions in the loop", Deadline::secs(10), left, || {
+                    held.len()
+                });
             }
-            let used = session.queues[0].wait_used_all(REQUESTS, Deadline::secs(10)).unwrap();
+            let used = session.queues[0]
+                .wait_used_all(REQUESTS, Deadline::secs(10))
+                .unwrap();
             assert!(used.iter().all(|used| used.len == 16), "{used:?}");
         })
     };
@@ -88,12 +97,19 @@ fn run_then_stop_in_one_thread() {
     assert!(journal.entries().iter().all(|entry| entry.thread == main));
     server.free().map_err(|(error, _)| error).unwrap();
     ctx.unwatch(done.as_raw_fd()).unwrap();
-    Arc::into_inner(ctx).unwrap().free().map_err(|(error, _)| error).unwrap();
+    Arc::into_inner(ctx)
+        .unwrap()
+        .free()
+        .map_err(|(error, _)| error)
+        .unwrap();
 }
 
 #[test]
 fn a_stop_does_not_wait_for_a_context_that_never_dispatches() {
-    let _guard = guard("a_stop_does_not_wait_for_a_context_that_never_dispatches", 40);
+    let _guard = guard(
+        "a_stop_does_not_wait_for_a_context_that_never_dispatches",
+        40,
+    );
     let path = socket_path("never");
     let journal = Journal::new();
     let server = Server::builder()
@@ -111,9 +127,13 @@ fn a_stop_does_not_wait_for_a_context_that_never_dispatches() {
         ctx
     });
     let ctx = take.recv().unwrap();
-    server.start(Address::Listen(path.clone()), Some(&ctx)).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&ctx))
+        .unwrap();
     // Set-up is a count of round trips, whoever dispatches or not.
-    let mut session = within(SERVED, "set-up", || Session::builder().queues(2).connect(&path));
+    let mut session = within(SERVED, "set-up", || {
+        Session::builder().queues(2).connect(&path)
+    });
     submit(&mut session, 0, 4);
     session.fe().get_features().unwrap();
     within(SERVED, "the stop", || server.stop()).unwrap();
@@ -124,17 +144,29 @@ fn a_stop_does_not_wait_for_a_context_that_never_dispatches() {
     drop(leave);
     drop(idle.join().unwrap());
     // Nothing of the server is attached any more, though nobody read the mail.
-    Arc::into_inner(ctx).unwrap().free().map_err(|(error, _)| error).unwrap();
+    Arc::into_inner(ctx)
+        .unwrap()
+        .free()
+        .map_err(|(error, _)| error)
+        .unwrap();
 }
 
 #[test]
 fn a_stop_on_the_thread_of_a_context_that_was_never_dispatched() {
-    let _guard = guard("a_stop_on_the_thread_of_a_context_that_was_never_dispatched", 40);
+    let _guard = guard(
+        "a_stop_on_the_thread_of_a_context_that_was_never_dispatched",
+        40,
+    );
     let path = socket_path("own-never");
     let journal = Journal::new();
-    let server = Server::builder().drain_timeout(None).build(Probe::echo(&journal)).unwrap();
+    let server = Server::builder()
+        .drain_timeout(None)
+        .build(Probe::echo(&journal))
+        .unwrap();
     let ctx = Context::epoll().unwrap();
-    server.start(Address::Listen(path.clone()), Some(&ctx)).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&ctx))
+        .unwrap();
     let session = Session::builder().connect(&path);
     within(SERVED, "the stop", || server.stop()).unwrap();
     session.fe().wait_closed().unwrap();
@@ -169,7 +201,8 @@ fn two_contexts_stop_each_others_servers() {
                 thread::spawn(move || {
                     let ctx = Arc::new(Context::epoll().unwrap());
                     let done = complete_in_loop(&ctx, &held);
-                    own.start(Address::Listen(path.clone()), Some(&ctx)).unwrap();
+                    own.start(Address::Listen(path.clone()), Some(&ctx))
+                        .unwrap();
                     let driver = {
                         let (ctx, held, done) = (ctx.clone(), held.clone(), done.clone());
                         thread::spawn(move || {
@@ -179,7 +212,9 @@ fn two_contexts_stop_each_others_servers() {
                             ctx.quit();
                             journal.wait_for("queue_stopping 0 ServerStopping");
                             done.add(REQUESTS as u64).unwrap();
-                            session.queues[0].wait_used_all(REQUESTS, Deadline::secs(10)).unwrap();
+                            session.queues[0]
+                                .wait_used_all(REQUESTS, Deadline::secs(10))
+                                .unwrap();
                         })
                     };
                     ctx.run().unwrap();
@@ -196,14 +231,21 @@ fn two_contexts_stop_each_others_servers() {
             thread.join().unwrap();
         }
         assert!(servers.iter().all(|(server, _)| server.is_stopped()));
-        assert!(servers.iter().all(|(server, _)| server.stats().orphaned_queues == 0));
+        assert!(
+            servers
+                .iter()
+                .all(|(server, _)| server.stats().orphaned_queues == 0)
+        );
     }
 }
 
 fn dispatch_until(ctx: &Context, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < SOON, "the other thread did not stop this one's server");
+        assert!(
+            start.elapsed() < SOON,
+            "the other thread did not stop this one's server"
+        );
         ctx.dispatch(Some(Duration::from_millis(5))).unwrap();
     }
 }
@@ -222,13 +264,18 @@ fn while_turning<R: Send + 'static>(
 
 #[test]
 fn a_foreign_loop_without_poll_refuses_to_stop_and_goes_on() {
-    let _guard = guard("a_foreign_loop_without_poll_refuses_to_stop_and_goes_on", 60);
+    let _guard = guard(
+        "a_foreign_loop_without_poll_refuses_to_stop_and_goes_on",
+        60,
+    );
     let path = socket_path("foreign");
     let foreign = PollLoop::new();
     let ctx = Context::foreign(foreign.adapter(false)).unwrap();
     let journal = Journal::new();
     let server = Server::builder().build(Probe::echo(&journal)).unwrap();
-    server.start(Address::Listen(path.clone()), Some(&ctx)).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&ctx))
+        .unwrap();
     let mut session = while_turning(&foreign, move || {
         let mut session = Session::builder().connect(&path);
         crate::sim::echo::round_trip(&mut session.queues[0], b"before");
@@ -252,7 +299,10 @@ fn a_foreign_loop_without_poll_refuses_to_stop_and_goes_on() {
     server.free().map_err(|(error, _)| error).unwrap();
     assert_eq!(foreign.watches(), 1, "the doorbell is left");
     ctx.free().map_err(|(error, _)| error).unwrap();
-    assert_eq!((foreign.watches(), foreign.destroyed.load(Ordering::Relaxed)), (0, 1));
+    assert_eq!(
+        (foreign.watches(), foreign.destroyed.load(Ordering::Relaxed)),
+        (0, 1)
+    );
 }
 
 #[test]
@@ -273,7 +323,10 @@ fn a_foreign_loop_with_poll_serves_the_stop() {
         }
         _ => None,
     });
-    let server = Server::builder().drain_timeout(Some(DRAIN)).build(device).unwrap();
+    let server = Server::builder()
+        .drain_timeout(Some(DRAIN))
+        .build(device)
+        .unwrap();
     let other_journal = Journal::new();
     let release = held.clone();
     let other_device = Probe::new(&other_journal, move |_, call| match call {
@@ -286,8 +339,12 @@ fn a_foreign_loop_with_poll_serves_the_stop() {
     });
     let other = Server::builder().build(other_device).unwrap();
     let other_path = socket_path("foreign-other");
-    server.start(Address::Listen(path.clone()), Some(&ctx)).unwrap();
-    other.start(Address::Listen(other_path.clone()), Some(&ctx)).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&ctx))
+        .unwrap();
+    other
+        .start(Address::Listen(other_path.clone()), Some(&ctx))
+        .unwrap();
     let (mut session, mut other_session, held) = while_turning(&foreign, move || {
         let mut session = Session::builder().connect(&path);
         let other_session = Session::builder().connect(&other_path);
@@ -302,7 +359,9 @@ fn a_foreign_loop_with_poll_serves_the_stop() {
             assert_eq!(held.len(), 3);
             // Another server's queue is served inside `poll`.
             crate::sim::echo::round_trip(&mut other_session.queues[0], b"release");
-            session.queues[0].wait_used_all(3, Deadline::secs(10)).unwrap();
+            session.queues[0]
+                .wait_used_all(3, Deadline::secs(10))
+                .unwrap();
             other_session
         })
     };
@@ -317,7 +376,10 @@ fn a_foreign_loop_with_poll_serves_the_stop() {
 
 #[test]
 fn a_loop_without_poll_does_not_keep_its_thread_from_stopping_other_servers() {
-    let _guard = guard("a_loop_without_poll_does_not_keep_its_thread_from_stopping", 60);
+    let _guard = guard(
+        "a_loop_without_poll_does_not_keep_its_thread_from_stopping",
+        60,
+    );
     // This thread owns a foreign loop with a server in it, and stops one that lives elsewhere, whose own
     // thread stops the first: the queue in this thread's loop must be given back meanwhile.
     let foreign = PollLoop::new();
@@ -328,8 +390,11 @@ fn a_loop_without_poll_does_not_keep_its_thread_from_stopping_other_servers() {
     let other = Arc::new(builder().build(Probe::echo(&there)).unwrap());
     let (path, other_path) = (socket_path("mine"), socket_path("other"));
     let looper = Looper::new();
-    mine.start(Address::Listen(path.clone()), Some(&ctx)).unwrap();
-    other.start(Address::Listen(other_path.clone()), Some(&looper.ctx)).unwrap();
+    mine.start(Address::Listen(path.clone()), Some(&ctx))
+        .unwrap();
+    other
+        .start(Address::Listen(other_path.clone()), Some(&looper.ctx))
+        .unwrap();
     let sessions = while_turning(&foreign, move || {
         let mut sessions = [&path, &other_path].map(|path| Session::builder().connect(path));
         for session in &mut sessions {
@@ -349,7 +414,10 @@ fn a_loop_without_poll_does_not_keep_its_thread_from_stopping_other_servers() {
     };
     within(SERVED, "the stop", || other.stop()).unwrap();
     stopper.join().unwrap();
-    assert_eq!(mine.stats().orphaned_queues + other.stats().orphaned_queues, 0);
+    assert_eq!(
+        mine.stats().orphaned_queues + other.stats().orphaned_queues,
+        0
+    );
     assert_eq!(here.count("queue_stopping 0 ServerStopping"), 1);
     assert_eq!(here.count("disconnected 0"), 1);
     drop((sessions, mine, other));
@@ -378,8 +446,13 @@ fn a_polled_context_stops_on_its_own_thread() {
         }
         _ => None,
     });
-    let server = Server::builder().drain_timeout(Some(DRAIN)).build(device).unwrap();
-    server.start(Address::Listen(path.clone()), Some(&ctx)).unwrap();
+    let server = Server::builder()
+        .drain_timeout(Some(DRAIN))
+        .build(device)
+        .unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&ctx))
+        .unwrap();
     let ready = Arc::new(AtomicBool::new(false));
     let driver = {
         let (ready, held) = (ready.clone(), held.clone());
@@ -388,7 +461,9 @@ fn a_polled_context_stops_on_its_own_thread() {
             submit(&mut session, 0, 5);
             held.wait_for(5);
             ready.store(true, Ordering::Release);
-            session.queues[0].wait_used_all(5, Deadline::secs(10)).unwrap();
+            session.queues[0]
+                .wait_used_all(5, Deadline::secs(10))
+                .unwrap();
             session.fe().wait_closed().unwrap();
         })
     };
@@ -413,7 +488,10 @@ fn a_server_without_context_stops_on_any_thread() {
     let _guard = guard("a_server_without_context_stops_on_any_thread", 30);
     let path = socket_path("detached");
     let journal = Journal::new();
-    let server = Server::builder().drain_timeout(None).build(Probe::echo(&journal)).unwrap();
+    let server = Server::builder()
+        .drain_timeout(None)
+        .build(Probe::echo(&journal))
+        .unwrap();
     server.start(Address::Listen(path.clone()), None).unwrap();
     let session = Session::builder().connect(&path);
     let second = Frontend::connect(&path).unwrap();

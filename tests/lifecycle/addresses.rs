@@ -22,7 +22,11 @@ impl Rig {
     fn new() -> Self {
         let journal = Journal::new();
         let server = Server::builder().build(Probe::echo(&journal)).unwrap();
-        Rig { server, journal, looper: Looper::new() }
+        Rig {
+            server,
+            journal,
+            looper: Looper::new(),
+        }
     }
 
     #[track_caller]
@@ -33,10 +37,16 @@ impl Rig {
     /// Starts must fail, with an error that names what is wrong.
     #[track_caller]
     fn refuse(&self, address: Address, errno: i32, named: &[&str]) {
-        let error = self.server.start(address, Some(&self.looper.ctx)).unwrap_err();
+        let error = self
+            .server
+            .start(address, Some(&self.looper.ctx))
+            .unwrap_err();
         assert_eq!(error.errno(), errno, "{error}");
         for name in named {
-            assert!(error.message().contains(name), "{error} does not say {name:?}");
+            assert!(
+                error.message().contains(name),
+                "{error} does not say {name:?}"
+            );
         }
         assert!(self.server.is_stopped());
     }
@@ -96,12 +106,12 @@ fn a_listening_descriptor() {
 fn a_connected_descriptor() {
     let _guard = guard("a_connected_descriptor", 30);
     let rig = Rig::new();
-    for _ in 0..2 {
+    for round in 1..=2 {
         let (frontend, theirs) = Frontend::pair().unwrap();
         rig.start(Address::ConnectedFd(theirs));
         use_it(frontend);
         // That was its only connection; it waits for its stop.
-        rig.journal.wait_for("disconnected 0");
+        rig.journal.wait_for_count("disconnected 0", round);
         assert!(!rig.server.is_stopped());
         rig.server.stop().unwrap();
     }
@@ -182,14 +192,26 @@ fn anything_else_is_refused_by_name() {
     let file = socket_path("regular");
     fs::write(&file, "precious").unwrap();
     let name = file.to_str().unwrap();
-    rig.refuse(Address::Listen(file.clone()), libc::ENOTSOCK, &[name, "regular file"]);
+    rig.refuse(
+        Address::Listen(file.clone()),
+        libc::ENOTSOCK,
+        &[name, "regular file"],
+    );
     assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
 
     let regular = OwnedFd::from(fs::File::open(&file).unwrap());
     let number = format!("{}", regular.as_raw_fd());
-    rig.refuse(Address::ListenFd(regular), libc::ENOTSOCK, &[&number, "regular file"]);
+    rig.refuse(
+        Address::ListenFd(regular),
+        libc::ENOTSOCK,
+        &[&number, "regular file"],
+    );
     let regular = OwnedFd::from(fs::File::open(&file).unwrap());
-    rig.refuse(Address::ConnectedFd(regular), libc::ENOTSOCK, &["regular file"]);
+    rig.refuse(
+        Address::ConnectedFd(regular),
+        libc::ENOTSOCK,
+        &["regular file"],
+    );
     fs::remove_file(&file).unwrap();
 
     let (stream, _peer) = UnixStream::pair().unwrap();
@@ -200,15 +222,27 @@ fn anything_else_is_refused_by_name() {
     rig.refuse(Address::ConnectedFd(listener.into()), libc::ENOTSOCK, named);
     fs::remove_file(&path).unwrap();
     let datagram = UnixDatagram::unbound().unwrap();
-    rig.refuse(Address::ListenFd(datagram.into()), libc::ENOTSOCK, &["datagram"]);
+    rig.refuse(
+        Address::ListenFd(datagram.into()),
+        libc::ENOTSOCK,
+        &["datagram"],
+    );
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     rig.refuse(Address::ListenFd(tcp.into()), libc::ENOTSOCK, &["IPv4"]);
 
     let long = PathBuf::from(format!("/tmp/{}", "x".repeat(200)));
-    rig.refuse(Address::Listen(long.clone()), libc::ENAMETOOLONG, &["xxx", "107"]);
+    rig.refuse(
+        Address::Listen(long.clone()),
+        libc::ENAMETOOLONG,
+        &["xxx", "107"],
+    );
     rig.refuse(Address::Connect(long), libc::ENAMETOOLONG, &["xxx", "107"]);
     let missing = PathBuf::from("/nonexistent/a/b");
-    rig.refuse(Address::Listen(missing), libc::ENOENT, &["/nonexistent/a/b"]);
+    rig.refuse(
+        Address::Listen(missing),
+        libc::ENOENT,
+        &["/nonexistent/a/b"],
+    );
 
     for (text, named) in [
         ("tcp:localhost:1234", "tcp:localhost:1234"),

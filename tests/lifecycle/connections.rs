@@ -17,7 +17,9 @@ fn a_second_front_end_is_served_after_complete_clean_up() {
     let held = device.held.clone();
     let server = Server::builder().drain_timeout(None).build(device).unwrap();
     let (looper, path) = (Looper::new(), socket_path("second"));
-    server.start(Address::Listen(path.clone()), Some(&looper.ctx)).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&looper.ctx))
+        .unwrap();
     let mut first = Session::builder().connect(&path);
     let mut request = EchoRequest::new(&first.memory, 8, 8);
     request.send(b"hold\0\0\0\0");
@@ -36,7 +38,10 @@ fn a_second_front_end_is_served_after_complete_clean_up() {
     for frontend in &waiting {
         assert!(!frontend.answered_within(Duration::from_millis(20)).unwrap());
     }
-    assert_eq!((journal.count("connected"), journal.count("disconnected 0")), (1, 0));
+    assert_eq!(
+        (journal.count("connected"), journal.count("disconnected 0")),
+        (1, 0)
+    );
     held.reply_to_all();
     for (served, frontend) in waiting.into_iter().enumerate() {
         frontend.recv_reply(req::GET_FEATURES).unwrap();
@@ -61,7 +66,11 @@ fn a_second_front_end_is_served_after_complete_clean_up() {
     );
     // A connection that comes and goes before the loop has heard of it is told in both halves or not at all.
     let rest = &events[6..];
-    assert!(rest.chunks(2).all(|pair| pair == ["connected", "disconnected 0"]), "{rest:?}");
+    assert!(
+        rest.chunks(2)
+            .all(|pair| pair == ["connected", "disconnected 0"]),
+        "{rest:?}"
+    );
     drop(server);
     looper.finish();
 }
@@ -77,7 +86,9 @@ fn callbacks_come_in_order_on_the_thread_of_their_context() {
         .build(Probe::echo(&journal))
         .unwrap();
     let path = socket_path("order");
-    server.start(Address::Listen(path.clone()), Some(&home.ctx)).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&home.ctx))
+        .unwrap();
     server.attach_queue(1, Some(&other.ctx)).unwrap();
 
     let mut session = Session::builder().queues(2).not_started().connect(&path);
@@ -106,7 +117,9 @@ fn callbacks_come_in_order_on_the_thread_of_their_context() {
     let heard = |thread| -> Vec<String> {
         let entries = journal.entries();
         let mine = entries.iter().filter(|entry| entry.thread == thread);
-        mine.map(|entry| entry.what.clone()).filter(|what| !what.starts_with("kick")).collect()
+        mine.map(|entry| entry.what.clone())
+            .filter(|what| !what.starts_with("kick"))
+            .collect()
     };
     let mut at_home = heard(home.thread_id());
     // These two have one answer between them, in the order in which the front-end took its rings back.
@@ -143,7 +156,10 @@ fn callbacks_come_in_order_on_the_thread_of_their_context() {
         let owner = if kick.what == "kick 0" { &home } else { &other };
         assert_eq!(kick.thread, owner.thread_id(), "{}", kick.what);
     }
-    assert_eq!(journal.entries().last().unwrap().thread, std::thread::current().id());
+    assert_eq!(
+        journal.entries().last().unwrap().thread,
+        std::thread::current().id()
+    );
     home.finish();
     other.finish();
 }
@@ -171,14 +187,23 @@ fn a_thousand_connections_leave_nothing_behind() {
     const WARM: u32 = 20;
     let journal = Journal::new();
     let before = holdings();
-    let server = Server::builder().name("flat").queues(2).build(Probe::echo(&journal)).unwrap();
+    let server = Server::builder()
+        .name("flat")
+        .queues(2)
+        .build(Probe::echo(&journal))
+        .unwrap();
     let (looper, path) = (Looper::new(), socket_path("thousand"));
-    server.start(Address::Listen(path.clone()), Some(&looper.ctx)).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&looper.ctx))
+        .unwrap();
     let mut warm = None;
     let mut lines = 0;
     for round in 0..ROUNDS {
         let mut session = Session::builder().queues(2).connect(&path);
-        round_trip(&mut session.queues[(round % 2) as usize], &round.to_ne_bytes());
+        round_trip(
+            &mut session.queues[(round % 2) as usize],
+            &round.to_ne_bytes(),
+        );
         // By the book, in the middle of everything, and after half a set-up.
         match round % 3 {
             0 => session.disconnect(),
@@ -205,7 +230,10 @@ fn a_thousand_connections_leave_nothing_behind() {
     eventually("holdings", Deadline::secs(5), warm, holdings);
     let grown = process::mappings("").saturating_sub(lines);
     // Stacks and heaps of the test's own threads come and go.
-    assert!(grown < 30, "{grown} mappings more after {ROUNDS} connections");
+    assert!(
+        grown < 30,
+        "{grown} mappings more after {ROUNDS} connections"
+    );
     server.stop().unwrap();
     drop(server);
     looper.finish();
@@ -217,9 +245,15 @@ fn a_hundred_lives_leave_nothing_behind() {
     let _guard = guard_alone("a_hundred_lives_leave_nothing_behind", 120);
     let live = |round: u32| {
         let journal = Journal::new();
-        let server = Server::builder().name("flat").queues(2).build(Probe::echo(&journal)).unwrap();
+        let server = Server::builder()
+            .name("flat")
+            .queues(2)
+            .build(Probe::echo(&journal))
+            .unwrap();
         let (looper, path) = (Looper::new(), socket_path("lives"));
-        server.start(Address::Listen(path.clone()), Some(&looper.ctx)).unwrap();
+        server
+            .start(Address::Listen(path.clone()), Some(&looper.ctx))
+            .unwrap();
         let mut session = Session::builder().queues(2).connect(&path);
         round_trip(&mut session.queues[1], &round.to_ne_bytes());
         match round % 3 {
@@ -233,7 +267,11 @@ fn a_hundred_lives_leave_nothing_behind() {
         drop(server);
         assert_eq!(journal.count("destroy"), 1);
         looper.finish();
-        assert_eq!(std::sync::Arc::strong_count(&journal), 1, "the server's memory stays");
+        assert_eq!(
+            std::sync::Arc::strong_count(&journal),
+            1,
+            "the server's memory stays"
+        );
     };
     live(0);
     let before = holdings();

@@ -64,7 +64,10 @@ fn check(server: Server, row: &Row, ctx: &vu_server::Context) -> Server {
     assert_eq!(server.is_stopped(), row.stopped);
     if row.start != 0 {
         let path = socket_path("table");
-        assert_eq!(errno(server.start(Address::Listen(path.clone()), Some(ctx))), row.start);
+        assert_eq!(
+            errno(server.start(Address::Listen(path.clone()), Some(ctx))),
+            row.start
+        );
         assert!(!path.exists(), "a refused start has bound its address");
     }
     for (got, want) in [
@@ -73,11 +76,12 @@ fn check(server: Server, row: &Row, ctx: &vu_server::Context) -> Server {
     ] {
         assert_eq!(got, want);
     }
-    for (got, want) in [
-        (errno(server.detach()), row.detach),
-        (errno(server.request_detach()), row.request_detach),
-    ] {
-        assert_eq!(got, want);
+    let detaches: [(fn(&Server) -> vu_server::Result<()>, i32); 2] = [
+        (Server::detach, row.detach),
+        (Server::request_detach, row.request_detach),
+    ];
+    for (detach, want) in detaches {
+        assert_eq!(errno(detach(&server)), want);
         if want == 0 {
             server.attach(ctx).unwrap();
         }
@@ -108,7 +112,9 @@ fn the_table_of_states() {
     let path = socket_path("states");
     for round in 1..=2 {
         // Running, in a context of this thread's.
-        server.start(Address::Listen(path.clone()), Some(&ctx)).unwrap();
+        server
+            .start(Address::Listen(path.clone()), Some(&ctx))
+            .unwrap();
         assert!(path.exists());
         server.detach().unwrap();
         server.attach(&looper.ctx).unwrap();
@@ -116,7 +122,10 @@ fn the_table_of_states() {
         let request = EchoRequest::new(&session.memory, 8, 8);
         session.queues[0].submit(&request.segs()).unwrap();
         held.wait_for(1);
-        assert_errno(server.start(Address::Listen(socket_path("second")), None), libc::EBUSY);
+        assert_errno(
+            server.start(Address::Listen(socket_path("second")), None),
+            libc::EBUSY,
+        );
         assert_errno(server.attach(&ctx), libc::EBUSY);
         assert_errno(server.detach(), libc::EBUSY);
 
@@ -133,7 +142,10 @@ fn the_table_of_states() {
         ] {
             assert_eq!(what, STOPPING.attach);
         }
-        assert_errno(server.start(Address::Listen(path.clone()), None), STOPPING.start);
+        assert_errno(
+            server.start(Address::Listen(path.clone()), None),
+            STOPPING.start,
+        );
         assert!(!server.is_stopped());
 
         // Stopped: told once, though asked twice and joined.
@@ -159,7 +171,9 @@ fn what_a_running_server_refuses() {
     let ctx = vu_server::Context::epoll().unwrap();
     let server = Server::builder().build(Probe::echo(&journal)).unwrap();
     let path = socket_path("running");
-    server.start(Address::Listen(path.clone()), Some(&ctx)).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&ctx))
+        .unwrap();
     let server = check(server, &RUNNING, &ctx);
     assert!(path.exists());
     server.stop().unwrap();
@@ -173,9 +187,14 @@ fn what_a_stopping_server_refuses() {
     let journal = Journal::new();
     let looper = Looper::new();
     let ctx = vu_server::Context::epoll().unwrap();
-    let server = Server::builder().drain_timeout(None).build(Probe::echo(&journal)).unwrap();
+    let server = Server::builder()
+        .drain_timeout(None)
+        .build(Probe::echo(&journal))
+        .unwrap();
     let path = socket_path("stopping");
-    server.start(Address::Listen(path.clone()), Some(&looper.ctx)).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&looper.ctx))
+        .unwrap();
     let session = Session::builder().connect(&path);
     server.inflight_inc().unwrap();
     server.request_stop().unwrap();
@@ -201,7 +220,9 @@ fn restart_at_the_same_and_at_another_address() {
     for round in 0..12 {
         let path = &paths[round / 2 % 2];
         let home = if round % 3 == 0 { &other } else { &looper };
-        server.start(Address::Listen(path.clone()), Some(&home.ctx)).unwrap();
+        server
+            .start(Address::Listen(path.clone()), Some(&home.ctx))
+            .unwrap();
         let mut session = Session::builder().connect(path);
         round_trip(&mut session.queues[0], b"again");
         // Told, and told inside a callback, and blocking: each of the ways down, whoever is connected.
@@ -232,7 +253,9 @@ fn a_restart_may_come_while_stopped_is_delivered() {
     let server = Server::builder().build(Probe::echo(&journal)).unwrap();
     let path = socket_path("at-once");
     for _ in 0..200 {
-        server.start(Address::Listen(path.clone()), Some(&looper.ctx)).unwrap();
+        server
+            .start(Address::Listen(path.clone()), Some(&looper.ctx))
+            .unwrap();
         let mut session = Session::builder().connect(&path);
         round_trip(&mut session.queues[0], b"attached");
         server.request_stop().unwrap();
@@ -251,12 +274,19 @@ fn a_failed_start_leaves_the_server_as_it_was() {
     let ctx = vu_server::Context::epoll().unwrap();
     let server = Server::builder().build(Probe::echo(&journal)).unwrap();
     let nowhere = std::path::PathBuf::from("/nonexistent/dir/socket");
-    let error = server.start(Address::Listen(nowhere.clone()), Some(&ctx)).unwrap_err();
+    let error = server
+        .start(Address::Listen(nowhere.clone()), Some(&ctx))
+        .unwrap_err();
     assert_eq!(error.errno(), libc::ENOENT);
-    assert!(error.message().contains("/nonexistent/dir/socket"), "{error}");
+    assert!(
+        error.message().contains("/nonexistent/dir/socket"),
+        "{error}"
+    );
     assert!(server.is_stopped());
     let path = socket_path("then");
-    server.start(Address::Listen(path.clone()), Some(&ctx)).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&ctx))
+        .unwrap();
     server.stop().unwrap();
     assert_errno(server.start(Address::Listen(nowhere), None), libc::ENOENT);
     assert!(server.is_stopped());
@@ -284,7 +314,9 @@ fn destroy_is_called_exactly_once() {
     let looper = Looper::new();
     let (journal, server) = built();
     let path = socket_path("dropped");
-    server.start(Address::Listen(path.clone()), Some(&looper.ctx)).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&looper.ctx))
+        .unwrap();
     let mut session = Session::builder().connect(&path);
     round_trip(&mut session.queues[0], b"up");
     drop(server);
@@ -294,6 +326,41 @@ fn destroy_is_called_exactly_once() {
     assert_eq!(events.last_chunk().unwrap(), &["disconnected 0", "destroy"]);
     assert_eq!(journal.count("destroy"), 1);
     let here = std::thread::current().id();
-    assert_eq!(journal.entries().last().unwrap().thread, here, "on the freeing thread");
+    assert_eq!(
+        journal.entries().last().unwrap().thread,
+        here,
+        "on the freeing thread"
+    );
+    looper.finish();
+}
+
+/// However quickly the end follows on `disconnected`: inside `stopped` the server is down, and it comes once.
+#[test]
+fn inside_stopped_the_server_is_stopped() {
+    let _guard = guard("inside_stopped_the_server_is_stopped", 60);
+    const ROUNDS: usize = 200;
+    let journal = Journal::new();
+    let (handle, heard) = (Handle::default(), journal.clone());
+    let own = handle.clone();
+    let device = Probe::new(&journal, move |name, _| {
+        if name == "stopped" {
+            let down = own.get().is_some_and(|server| server.is_stopped());
+            heard.note(format_args!("down {down}"));
+        }
+        None
+    });
+    let server = handle.build(Server::builder(), device);
+    let (looper, path) = (Looper::new(), socket_path("down"));
+    for round in 1..=ROUNDS {
+        server
+            .start(Address::Listen(path.clone()), Some(&looper.ctx))
+            .unwrap();
+        let mut session = Session::builder().connect(&path);
+        round_trip(&mut session.queues[0], b"up");
+        server.request_stop().unwrap();
+        journal.wait_for_count("down true", round);
+    }
+    assert_eq!(journal.count("stopped"), ROUNDS);
+    drop(server);
     looper.finish();
 }

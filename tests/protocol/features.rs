@@ -150,6 +150,7 @@ fn requests_need_their_protocol_feature() {
     run("requests_need_their_feature", |rig| {
         let mut fe = rig.frontend();
         fe.set_protocol_features(protocol_feature::REPLY_ACK).unwrap();
+        fe.set_owner().unwrap();
         let region = crate::sim::Region::new(RegionSpec::new(0, 4096)).unwrap();
         for bad in [
             Bad::u64(req::SET_STATUS, 1),

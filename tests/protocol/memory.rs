@@ -4,12 +4,14 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+use vu_server::StopReason;
+
 use super::device::{Event, SOON};
 use super::rig::{Bad, Rig, desc, offer, run, run_with, works};
 use crate::sim::echo::{self, EchoRequest};
-use crate::sim::wire::{self, MemRegion, feature, req};
+use crate::sim::wire::{self, MemRegion, req};
 use crate::sim::{
-    Deadline, GuestMemory, Region, RegionSpec, RingLayout, Seg, Session, SplitDriver, eventually,
+    Deadline, Region, RegionSpec, RingLayout, Seg, Session, SplitDriver, eventually,
     process,
 };
 
@@ -509,6 +511,7 @@ fn requests_stay_valid_when_the_front_end_goes() {
         rig.device.wait_held(1);
         let used = s.queues[0].ring.used_idx().unwrap();
         s.abort();
+        rig.device.take_event(Event::QueueStopping(0, StopReason::Disconnected));
         // The server waits for what is in flight; its memory is still there, the ring is not.
         for element in rig.device.take_held() {
             assert_eq!(element.write(0, &[0x77; 64]), 64);
@@ -521,7 +524,5 @@ fn requests_stay_valid_when_the_front_end_goes() {
         assert_eq!(maps, 1, "only the driver's own mapping is left");
         let mut next = rig.session();
         works(&mut next);
-        let _ = GuestMemory::flat(4096).unwrap();
-        assert_ne!(next.features & feature::VERSION_1, 0);
     });
 }

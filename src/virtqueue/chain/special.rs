@@ -3,7 +3,7 @@
 
 use libc::iovec;
 
-use super::{Buffers, Reader, Table, buffer, distance, endless, too_long};
+use super::{Buffers, Reader, Table, buffer, distance, too_long};
 use crate::memory::{Access, Translate};
 use crate::virtqueue::areas::Desc;
 use crate::virtqueue::arena::Arena;
@@ -70,7 +70,8 @@ impl Walk {
     ) -> Result<(), Box<RingError>> {
         loop {
             if self.left == 0 {
-                return Err(endless(self.head, self.table.entries));
+                let (head, entries) = (self.head, self.table.entries);
+                return Err(Box::new(RingError::Endless { head, entries }));
             }
             self.left -= 1;
             if self.desc.has(Desc::INDIRECT) != 0 {

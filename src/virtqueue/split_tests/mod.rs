@@ -2,6 +2,7 @@
 
 mod differential;
 mod hostile;
+mod indirect;
 mod notifications;
 mod rules;
 mod slots;
