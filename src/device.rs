@@ -8,7 +8,8 @@ pub enum Kick {
     /// Everything that the device wants to look at has been looked at. It is called again when the driver
     /// makes more buffers available.
     Done,
-    /// Call again after the loop has served others.
+    /// Call again after the loop has served others, also if the ring has nothing new by then. A queue that
+    /// leaves its context meanwhile begins afresh with [`Device::queue_started`].
     Again,
 }
 

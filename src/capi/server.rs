@@ -30,6 +30,12 @@ pub struct vu_server {
     silent: Arc<AtomicBool>,
 }
 
+// SAFETY: everything in it is for any thread but the cell, which is written once, by `vu_server_free`, when nobody else
+// uses the server any more; see the module's contract.
+unsafe impl Send for vu_server {}
+// SAFETY: as above.
+unsafe impl Sync for vu_server {}
+
 /// # Safety
 /// NULL or a handle that is not freed, or that an in-flight count keeps.
 unsafe fn handle<'a>(server: *const vu_server) -> Option<&'a vu_server> {

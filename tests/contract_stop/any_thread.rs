@@ -219,6 +219,7 @@ fn a_stop_waits_for_a_get_vring_base_that_waits() {
     let request = EchoRequest::new(&session.memory, 4, 4);
     session.queues[0].submit(&request.segs()).unwrap();
     held.wait_for(1);
+    running.journal.wait_for("queue_started 1");
     session.fe().send_get_vring_base(0).unwrap();
     running.journal.wait_for("queue_stopping 0 VringBase");
     running.server.request_stop().unwrap();

@@ -339,6 +339,7 @@ fn an_explicit_count_is_waited_for() {
         .start(Address::Listen(path.clone()), Some(&looper.ctx))
         .unwrap();
     let session = Session::builder().connect(&path);
+    journal.wait_for("queue_started 0");
     server.inflight_inc().unwrap();
     assert!(server.has_inflight());
     let stopper = {

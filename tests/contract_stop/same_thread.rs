@@ -32,7 +32,9 @@ fn complete_in_loop(ctx: &Context, held: &Arc<Held>) -> Arc<EventFd> {
     let (fd, elements) = (done.clone(), held.clone());
     ctx.watch(done.as_raw_fd(), libc::POLLIN as u32, move |_| {
         for _ in 0..fd.take().unwrap() {
-            elements.take_one().map(reply);
+            if let Some(element) = elements.take_one() {
+                reply(element);
+            }
         }
     })
     .unwrap();

@@ -33,7 +33,10 @@ fn changes_are_announced() {
         assert_eq!(rig.server.stats().config_changes, 10);
         // The same again is no change.
         rig.server.set_config(4, &[109]).unwrap();
-        assert!(!channel(&s).pending_within(EARLY).unwrap(), "nothing has changed");
+        assert!(
+            !channel(&s).pending_within(EARLY).unwrap(),
+            "nothing has changed"
+        );
         // What the front-end writes itself it knows.
         s.fe().set_config(16, 0, &[1]).unwrap();
         assert!(!channel(&s).pending_within(EARLY).unwrap(), "its own write");
@@ -106,7 +109,9 @@ fn a_channel_on_which_nonsense_comes() {
     run("nonsense", |rig| {
         let mut s = rig.session();
         let (ours, theirs) = UnixStream::pair().unwrap();
-        s.fe().set(req::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()]).unwrap();
+        s.fe()
+            .set(req::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()])
+            .unwrap();
         drop(theirs);
         // Replies that nobody asked for, with descriptors, then what is no message at all.
         let socket = crate::sim::socket::Socket::new(ours.try_clone().unwrap());
@@ -114,11 +119,15 @@ fn a_channel_on_which_nonsense_comes() {
         let reply = wire::message(backend_req::CONFIG_CHANGE_MSG, flags, &[0; 8]);
         let fds = process::open_fds();
         for _ in 0..100 {
-            socket.send_all(&reply, &[ours.as_raw_fd()], Deadline::after(SOON)).unwrap();
+            socket
+                .send_all(&reply, &[ours.as_raw_fd()], Deadline::after(SOON))
+                .unwrap();
         }
         eventually("descriptors", Deadline::after(SOON), fds, process::open_fds);
         works(&mut s);
-        socket.send_all(&[0xff; 64], &[], Deadline::after(SOON)).unwrap();
+        socket
+            .send_all(&[0xff; 64], &[], Deadline::after(SOON))
+            .unwrap();
         socket.wait_closed(Deadline::after(SOON)).unwrap();
         change(rig);
         works(&mut s);
@@ -129,7 +138,10 @@ fn a_channel_on_which_nonsense_comes() {
 fn a_front_end_without_a_channel() {
     run("no_channel", |rig| {
         let without = protocol_feature::BACKEND_REQ;
-        let mut s = rig.builder().without_protocol_features(without).connect(rig.path());
+        let mut s = rig
+            .builder()
+            .without_protocol_features(without)
+            .connect(rig.path());
         assert!(s.backend.is_none());
         change(rig);
         works(&mut s);

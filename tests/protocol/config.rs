@@ -50,7 +50,11 @@ fn case_56_ranges_that_make_no_sense() {
             for flags in [0, wire::FLAG_NEED_REPLY] {
                 s.fe().send(req::GET_CONFIG, flags, &body, &[]).unwrap();
                 let reply = s.fe().recv_reply(req::GET_CONFIG).unwrap();
-                assert!(reply.body.is_empty(), "GET_CONFIG {body:x?}: {:x?}", reply.body);
+                assert!(
+                    reply.body.is_empty(),
+                    "GET_CONFIG {body:x?}: {:x?}",
+                    reply.body
+                );
             }
             rig.all_refused(&mut s, &[Bad::new(req::SET_CONFIG, body)]);
         }
@@ -79,12 +83,22 @@ fn case_57_writing() {
             ],
         );
         assert_eq!(rig.config(), before, "config space after refusals");
-        assert_eq!(rig.device.count(|e| matches!(e, Event::ConfigWritten { .. })), 0);
+        assert_eq!(
+            rig.device
+                .count(|e| matches!(e, Event::ConfigWritten { .. })),
+            0
+        );
         s.fe().set_config(16, 0, &[0xa0, 0xa1]).unwrap();
-        rig.device.take_event(Event::ConfigWritten { offset: 16, size: 2 });
+        rig.device.take_event(Event::ConfigWritten {
+            offset: 16,
+            size: 2,
+        });
         // Migration restores what the driver may not write.
         s.fe().set_config(0, 1, &[0xb0; CONFIG_SIZE]).unwrap();
-        rig.device.take_event(Event::ConfigWritten { offset: 0, size: CONFIG_SIZE as u32 });
+        rig.device.take_event(Event::ConfigWritten {
+            offset: 0,
+            size: CONFIG_SIZE as u32,
+        });
         assert_eq!(rig.config(), [0xb0; CONFIG_SIZE]);
         assert_eq!(s.fe().get_config(0, 64).unwrap(), [0xb0; CONFIG_SIZE]);
         works(&mut s);
@@ -93,26 +107,44 @@ fn case_57_writing() {
 
 #[test]
 fn writes_that_the_device_has_not_heard_of_are_merged() {
-    run_in("merged", |builder| builder, |rig, ctx| {
-        let s = rig.builder().not_started().connect(rig.path());
-        // Nobody dispatches: the front-end does not wait for the device.
-        for offset in [24, 18, 20] {
-            s.fe().set_config(offset, 0, &[offset as u8; 2]).unwrap();
-        }
-        eventually("merged write", Deadline::after(SOON), true, || {
-            ctx.dispatch(Some(Duration::from_millis(1))).unwrap();
-            rig.device.count(|e| matches!(e, Event::ConfigWritten { .. })) > 0
-        });
-        rig.device.take_event(Event::ConfigWritten { offset: 18, size: 8 });
-        assert_eq!(rig.device.count(|e| matches!(e, Event::ConfigWritten { .. })), 0);
-        assert_eq!(rig.config()[18..26], [18, 18, 20, 20, 22, 23, 24, 24]);
-        // What comes after the delivery is told by itself.
-        s.fe().set_config(30, 0, &[1, 2]).unwrap();
-        eventually("second write", Deadline::after(SOON), true, || {
-            ctx.dispatch(Some(Duration::from_millis(1))).unwrap();
-            rig.device.count(|e| *e == Event::ConfigWritten { offset: 30, size: 2 }) == 1
-        });
-    });
+    run_in(
+        "merged",
+        |builder| builder,
+        |rig, ctx| {
+            let s = rig.builder().not_started().connect(rig.path());
+            // Nobody dispatches: the front-end does not wait for the device.
+            for offset in [24, 18, 20] {
+                s.fe().set_config(offset, 0, &[offset as u8; 2]).unwrap();
+            }
+            eventually("merged write", Deadline::after(SOON), true, || {
+                ctx.dispatch(Some(Duration::from_millis(1))).unwrap();
+                rig.device
+                    .count(|e| matches!(e, Event::ConfigWritten { .. }))
+                    > 0
+            });
+            rig.device.take_event(Event::ConfigWritten {
+                offset: 18,
+                size: 8,
+            });
+            assert_eq!(
+                rig.device
+                    .count(|e| matches!(e, Event::ConfigWritten { .. })),
+                0
+            );
+            assert_eq!(rig.config()[18..26], [18, 18, 20, 20, 22, 23, 24, 24]);
+            // What comes after the delivery is told by itself.
+            s.fe().set_config(30, 0, &[1, 2]).unwrap();
+            eventually("second write", Deadline::after(SOON), true, || {
+                ctx.dispatch(Some(Duration::from_millis(1))).unwrap();
+                rig.device.count(|e| {
+                    *e == Event::ConfigWritten {
+                        offset: 30,
+                        size: 2,
+                    }
+                }) == 1
+            });
+        },
+    );
 }
 
 #[test]
@@ -121,7 +153,11 @@ fn the_programs_own_changes_are_not_the_drivers() {
         let s = rig.session();
         rig.server.set_config(0, &[1, 2, 3, 4]).unwrap();
         assert_eq!(s.fe().get_config(0, 4).unwrap(), [1, 2, 3, 4]);
-        assert_eq!(rig.device.count(|e| matches!(e, Event::ConfigWritten { .. })), 0);
+        assert_eq!(
+            rig.device
+                .count(|e| matches!(e, Event::ConfigWritten { .. })),
+            0
+        );
         for (offset, size) in [(60, 8), (64, 1), (u32::MAX, 4), (0, 0)] {
             let error = rig.server.set_config(offset, &vec![0; size]).unwrap_err();
             assert_eq!(error.errno(), libc::EINVAL, "{error}");

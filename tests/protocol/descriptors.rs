@@ -18,7 +18,10 @@ use crate::sim::{Deadline, EventFd, Region, RegionSpec, Seg, Session, eventually
 fn pipe() -> [OwnedFd; 2] {
     let mut ends = [0; 2];
     // SAFETY: two ints to write to.
-    assert_eq!(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
+    assert_eq!(
+        unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) },
+        0
+    );
     // SAFETY: both are new and owned by nobody else.
     ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -31,12 +34,16 @@ fn case_17_more_descriptors_than_a_message_has() {
                 let fe = acknowledging(rig);
                 let fd = EventFd::new().unwrap();
                 let before = process::open_fds();
-                fe.send(request, FLAG_NEED_REPLY, &[], &vec![fd.as_raw_fd(); count]).unwrap();
+                fe.send(request, FLAG_NEED_REPLY, &[], &vec![fd.as_raw_fd(); count])
+                    .unwrap();
                 fe.wait_closed().unwrap();
                 eventually("descriptors", Deadline::after(SOON), true, || {
                     process::open_fds() <= before
                 });
-                rig.left(&format!("{count} descriptors"), "more than 32 file descriptors");
+                rig.left(
+                    &format!("{count} descriptors"),
+                    "more than 32 file descriptors",
+                );
             }
         }
         // As many, on several pieces of one message.
@@ -48,7 +55,11 @@ fn case_17_more_descriptors_than_a_message_has() {
                 break;
             }
         }
-        rig.dropped("descriptors with every byte", fe, "more than 32 file descriptors");
+        rig.dropped(
+            "descriptors with every byte",
+            fe,
+            "more than 32 file descriptors",
+        );
     });
 }
 
@@ -61,14 +72,20 @@ fn case_18_a_descriptor_on_requests_that_take_none() {
         let fds = process::open_fds();
         for round in 0..10_000 {
             let (request, body) = &requests[round % requests.len()];
-            let ack = s.fe().request_with_ack(*request, body, &[fd.as_raw_fd()]).unwrap();
+            let ack = s
+                .fe()
+                .request_with_ack(*request, body, &[fd.as_raw_fd()])
+                .unwrap();
             assert_ne!(ack, 0, "{} with a descriptor", wire::name(*request));
         }
         assert_eq!(process::open_fds(), fds);
         assert_eq!(rig.server.stats().refusals, 10_000);
         // The error of this one has no body.
         let config = wire::config(0, 0, &[0; 4]);
-        let reply = s.fe().request(req::GET_CONFIG, &config, &[fd.as_raw_fd()]).unwrap();
+        let reply = s
+            .fe()
+            .request(req::GET_CONFIG, &config, &[fd.as_raw_fd()])
+            .unwrap();
         assert!(reply.body.is_empty() && reply.fds.is_empty());
         assert_eq!(process::open_fds(), fds);
         works(&mut s);
@@ -133,8 +150,15 @@ fn case_21_descriptors_with_the_body() {
             let message = wire::message(req::SET_VRING_CALL, flags, &0u64.to_ne_bytes());
             s.fe().send_bytes(&message[..cut], &[]).unwrap();
             s.fe().wait_consumed().unwrap();
-            s.fe().send_bytes(&message[cut..], &[call.as_raw_fd()]).unwrap();
-            let ack = s.fe().recv_reply(req::SET_VRING_CALL).unwrap().u64().unwrap();
+            s.fe()
+                .send_bytes(&message[cut..], &[call.as_raw_fd()])
+                .unwrap();
+            let ack = s
+                .fe()
+                .recv_reply(req::SET_VRING_CALL)
+                .unwrap()
+                .u64()
+                .unwrap();
             assert_eq!(ack, 0, "descriptor behind byte {cut}");
             s.queues[0].call = call;
             works(&mut s);
@@ -154,7 +178,10 @@ fn case_22_kick_descriptors_that_cannot_be_watched() {
         }
         // On a stopped ring too, which then still can be started.
         s.stop_queue(0);
-        rig.refused(s.fe(), &Bad::u64(req::SET_VRING_KICK, 0).fds(&[directory.as_raw_fd()]));
+        rig.refused(
+            s.fe(),
+            &Bad::u64(req::SET_VRING_KICK, 0).fds(&[directory.as_raw_fd()]),
+        );
         s.start_queue(0);
         works(&mut s);
     });
@@ -187,12 +214,19 @@ fn case_24_a_kick_pipe_without_a_writer() {
         kick_pipe(&writer);
         s.queues[0].wait_used(Deadline::after(SOON)).unwrap();
         drop(writer);
-        rig.broke("the writer has gone", &s, "nobody can signal the kick descriptor");
+        rig.broke(
+            "the writer has gone",
+            &s,
+            "nobody can signal the kick descriptor",
+        );
         let before = looper_cpu();
         // A window to measure in, not something to wait for.
         thread::sleep(Duration::from_millis(100));
         let spent = looper_cpu() - before;
-        assert!(spent < Duration::from_millis(30), "the loop spins: {spent:?}");
+        assert!(
+            spent < Duration::from_millis(30),
+            "the loop spins: {spent:?}"
+        );
         echo::round_trip(&mut s.queues[1], b"others go on");
         assert_eq!(rig.server.queue_stats(0).unwrap().breaks, 1);
         s.stop_queue(0);
@@ -211,7 +245,11 @@ fn kick_pipe(writer: &OwnedFd) {
 /// CPU time of the thread that serves the context.
 fn looper_cpu() -> Duration {
     for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
-        if std::fs::read_to_string(task.path().join("comm")).unwrap().trim_end() == "looper" {
+        if std::fs::read_to_string(task.path().join("comm"))
+            .unwrap()
+            .trim_end()
+            == "looper"
+        {
             let stat = std::fs::read_to_string(task.path().join("schedstat")).unwrap();
             return Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap());
         }
@@ -243,9 +281,18 @@ fn completes_without_call(s: &mut Session) {
         s.queues[0].submit(&request.segs()).unwrap();
         s.queues[0].enable_calls().unwrap();
         let queue = &mut s.queues[0];
-        eventually("completion in the used ring", Deadline::after(SOON), true, || {
-            queue.poll_used().unwrap().inspect(|used| request.check(*used)).is_some()
-        });
+        eventually(
+            "completion in the used ring",
+            Deadline::after(SOON),
+            true,
+            || {
+                queue
+                    .poll_used()
+                    .unwrap()
+                    .inspect(|used| request.check(*used))
+                    .is_some()
+            },
+        );
     }
 }
 
@@ -271,7 +318,10 @@ fn case_26_call_and_err_descriptors_that_cannot_be_written() {
             completes_without_call(&mut s);
             let lines = &rig.log_lines()[before..];
             assert_eq!(lines.len(), 1, "{what}: {lines:?}");
-            assert!(lines[0].contains("queue 0: call descriptor"), "{what}: {lines:?}");
+            assert!(
+                lines[0].contains("queue 0: call descriptor"),
+                "{what}: {lines:?}"
+            );
         }
         let (call, err) = (s.queues[0].call.as_raw_fd(), s.queues[0].err.as_raw_fd());
         s.fe().set_vring_call(0, Some(call)).unwrap();
@@ -327,13 +377,20 @@ fn case_27_a_kick_descriptor_replaced_on_a_running_ring() {
 fn signal(fd: &OwnedFd) {
     let bytes = 1u64.to_ne_bytes();
     // SAFETY: the buffer is eight readable bytes.
-    assert_eq!(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), 8) }, 8);
+    assert_eq!(
+        unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), 8) },
+        8
+    );
 }
 
 #[test]
 fn no_kick_and_no_call_descriptor() {
     run("nofd", |rig| {
-        let mut s = rig.builder().without_kick_fd().without_call_fd().connect(rig.path());
+        let mut s = rig
+            .builder()
+            .without_kick_fd()
+            .without_call_fd()
+            .connect(rig.path());
         completes_without_call(&mut s);
         // A ring that runs can get them, and lose them.
         let (kick, call) = (s.queues[0].kick.as_raw_fd(), s.queues[0].call.as_raw_fd());
@@ -343,7 +400,11 @@ fn no_kick_and_no_call_descriptor() {
         s.fe().set_vring_kick(0, None).unwrap();
         s.fe().set_vring_call(0, None).unwrap();
         completes_without_call(&mut s);
-        assert_eq!(s.queues[0].call.take().unwrap(), 0, "the descriptor that was taken back");
+        assert_eq!(
+            s.queues[0].call.take().unwrap(),
+            0,
+            "the descriptor that was taken back"
+        );
     });
 }
 
@@ -372,7 +433,10 @@ fn case_28_wrong_descriptors_for_the_back_end_channel() {
             ("the connection itself", own),
         ];
         for (what, fd) in wrong {
-            rig.all_refused(&mut s, &[Bad::new(req::SET_BACKEND_REQ_FD, []).fds(&[fd]).named(what)]);
+            rig.all_refused(
+                &mut s,
+                &[Bad::new(req::SET_BACKEND_REQ_FD, []).fds(&[fd]).named(what)],
+            );
         }
         // The channel that was there before is still the one.
         rig.server.set_config(0, &[0xff]).unwrap();
@@ -385,7 +449,10 @@ fn case_31_no_descriptor_survives_exec() {
     run("case_31", |rig| {
         let mut s = rig.session();
         let survivors = || {
-            let output = Command::new("/bin/ls").args(["-l", "/proc/self/fd"]).output().unwrap();
+            let output = Command::new("/bin/ls")
+                .args(["-l", "/proc/self/fd"])
+                .output()
+                .unwrap();
             String::from_utf8(output.stdout).unwrap()
         };
         for round in 0..20 {
@@ -394,7 +461,10 @@ fn case_31_no_descriptor_survives_exec() {
             let listing = survivors();
             s.queues[0].wait_used(Deadline::after(SOON)).unwrap();
             for kind in ["memfd:", "eventfd", "socket:", "eventpoll", "timerfd"] {
-                assert!(!listing.contains(kind), "round {round}: {kind} in the child:\n{listing}");
+                assert!(
+                    !listing.contains(kind),
+                    "round {round}: {kind} in the child:\n{listing}"
+                );
             }
         }
         works(&mut s);
@@ -408,7 +478,9 @@ fn the_err_descriptor_may_be_missing() {
         s.fe().set_vring_err(0, None).unwrap();
         s.queues[0].publish_raw(9999).unwrap();
         s.queues[0].kick_always().unwrap();
-        rig.device.take("broken ring", |event| matches!(event, Event::RingBroken { index: 0, .. }));
+        rig.device.take("broken ring", |event| {
+            matches!(event, Event::RingBroken { index: 0, .. })
+        });
         assert_eq!(s.queues[0].err.take().unwrap(), 0);
         works_on(&mut s, 1);
         let buffer = s.memory.alloc(8, 8).unwrap();

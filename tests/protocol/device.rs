@@ -1,6 +1,6 @@
 //! An echo device that writes down what it hears, and keeps elements when it is told to.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -14,15 +14,27 @@ const MOST_BYTES: usize = 1 << 20;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    Connected,
-    Disconnected { errno: i32, reason: String },
-    Features { features: u64, protocol_features: u64 },
-    ConfigWritten { offset: u32, size: u32 },
+    Disconnected {
+        errno: i32,
+        reason: String,
+    },
+    Features {
+        features: u64,
+        protocol_features: u64,
+    },
+    ConfigWritten {
+        offset: u32,
+        size: u32,
+    },
     Reset,
     QueueStarted(u32),
     QueueStopping(u32, StopReason),
     QueueStopped(u32),
-    RingBroken { index: u32, errno: i32, reason: String },
+    RingBroken {
+        index: u32,
+        errno: i32,
+        reason: String,
+    },
 }
 
 /// The lengths of an element's buffers.
@@ -48,6 +60,7 @@ pub struct Script {
     held: Mutex<Vec<Element>>,
     holding: AtomicBool,
     last_shape: Mutex<Shape>,
+    connections: AtomicU64,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -60,12 +73,20 @@ impl Script {
         self.changed.notify_all();
     }
 
+    /// Connections that it has heard of.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
     pub fn events(&self) -> Vec<Event> {
         lock(&self.events).clone()
     }
 
     pub fn count(&self, wanted: impl Fn(&Event) -> bool) -> usize {
-        lock(&self.events).iter().filter(|event| wanted(event)).count()
+        lock(&self.events)
+            .iter()
+            .filter(|event| wanted(event))
+            .count()
     }
 
     /// Waits for the first event that `wanted` accepts and takes it out of the list.
@@ -104,7 +125,11 @@ impl Script {
         let mut held = lock(&self.held);
         while held.len() < count {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{} elements held within {SOON:?}, want {count}", held.len());
+            assert!(
+                !left.is_zero(),
+                "{} elements held within {SOON:?}, want {count}",
+                held.len()
+            );
             held = self
                 .changed
                 .wait_timeout(held, left)
@@ -133,7 +158,9 @@ pub fn answer(element: Element) {
     let mut bytes = vec![0; (element.readable_len() as usize).min(MOST_BYTES)];
     element.read(0, &mut bytes);
     let written = element.write(0, &bytes) as u32;
-    element.complete(written).expect("no more written than there is room for");
+    element
+        .complete(written)
+        .expect("no more written than there is room for");
 }
 
 pub struct Scripted(pub Arc<Script>);
@@ -168,15 +195,22 @@ impl Device for Scripted {
     }
 
     fn connected(&self) {
-        self.0.note(Event::Connected);
+        // Relaxed: a counter that orders nothing.
+        self.0.connections.fetch_add(1, Ordering::Relaxed);
     }
 
     fn disconnected(&self, errno: i32, reason: &str) {
-        self.0.note(Event::Disconnected { errno, reason: reason.to_owned() });
+        self.0.note(Event::Disconnected {
+            errno,
+            reason: reason.to_owned(),
+        });
     }
 
     fn features_acked(&self, features: u64, protocol_features: u64) {
-        self.0.note(Event::Features { features, protocol_features });
+        self.0.note(Event::Features {
+            features,
+            protocol_features,
+        });
     }
 
     fn config_written(&self, offset: u32, size: u32) {
@@ -188,6 +222,10 @@ impl Device for Scripted {
     }
 
     fn ring_broken(&self, index: u32, errno: i32, reason: &str) {
-        self.0.note(Event::RingBroken { index, errno, reason: reason.to_owned() });
+        self.0.note(Event::RingBroken {
+            index,
+            errno,
+            reason: reason.to_owned(),
+        });
     }
 }

@@ -5,19 +5,24 @@ use super::rig::{Bad, acknowledging, handled, run, run_with, works};
 use crate::sim::wire::{self, feature, protocol_feature, req};
 use crate::sim::{RegionSpec, echo};
 
-const OURS: u64 = feature::VERSION_1
-    | feature::INDIRECT_DESC
-    | feature::EVENT_IDX
-    | feature::PROTOCOL_FEATURES;
+const OURS: u64 =
+    feature::VERSION_1 | feature::INDIRECT_DESC | feature::EVENT_IDX | feature::PROTOCOL_FEATURES;
 
 #[test]
 fn what_is_offered() {
     run_with(
         "what_is_offered",
-        |builder| builder.features(1 << 5).mask_features(feature::INDIRECT_DESC),
+        |builder| {
+            builder
+                .features(1 << 5)
+                .mask_features(feature::INDIRECT_DESC)
+        },
         |rig| {
             let fe = rig.frontend();
-            assert_eq!(fe.get_features().unwrap(), OURS & !feature::INDIRECT_DESC | 1 << 5);
+            assert_eq!(
+                fe.get_features().unwrap(),
+                OURS & !feature::INDIRECT_DESC | 1 << 5
+            );
             let protocol = protocol_feature::MQ
                 | protocol_feature::REPLY_ACK
                 | protocol_feature::BACKEND_REQ
@@ -36,7 +41,11 @@ fn what_is_offered() {
         |rig| {
             let fe = rig.frontend();
             let offered = fe.get_protocol_features().unwrap();
-            assert_eq!(offered & protocol_feature::CONFIG, 0, "no config space, no CONFIG");
+            assert_eq!(
+                offered & protocol_feature::CONFIG,
+                0,
+                "no config space, no CONFIG"
+            );
         },
     );
 }
@@ -44,14 +53,23 @@ fn what_is_offered() {
 #[test]
 fn features_that_were_acknowledged_are_told() {
     run("features_are_told", |rig| {
-        let s = rig.builder().without_features(feature::EVENT_IDX).connect(rig.path());
+        let s = rig
+            .builder()
+            .without_features(feature::EVENT_IDX)
+            .connect(rig.path());
         let (features, protocol_features) = (s.features, s.protocol_features);
         assert_eq!(features, OURS & !feature::EVENT_IDX);
-        rig.device.take_event(Event::Features { features, protocol_features });
+        rig.device.take_event(Event::Features {
+            features,
+            protocol_features,
+        });
         assert_eq!(rig.server.features(), features);
         // The queue started after the device had heard them.
         let events = rig.device.events();
-        assert!(!events.iter().any(|e| matches!(e, Event::Features { .. })), "{events:?}");
+        assert!(
+            !events.iter().any(|e| matches!(e, Event::Features { .. })),
+            "{events:?}"
+        );
     });
 }
 
@@ -79,7 +97,10 @@ fn case_52_features_on_started_rings() {
         works(&mut s);
         // A subset, once all rings are stopped.
         s.stop_queue(0);
-        rig.refused(s.fe(), &Bad::u64(req::SET_FEATURES, OURS & !feature::EVENT_IDX));
+        rig.refused(
+            s.fe(),
+            &Bad::u64(req::SET_FEATURES, OURS & !feature::EVENT_IDX),
+        );
         s.stop_queue(1);
         s.fe().set_features(OURS & !feature::INDIRECT_DESC).unwrap();
         assert_eq!(rig.server.features(), OURS & !feature::INDIRECT_DESC);
@@ -130,7 +151,10 @@ fn case_54_protocol_features_that_are_not_offered() {
         rig.all_refused(
             &mut s,
             &[
-                Bad::u64(req::SET_PROTOCOL_FEATURES, negotiated | protocol_feature::LOG_SHMFD),
+                Bad::u64(
+                    req::SET_PROTOCOL_FEATURES,
+                    negotiated | protocol_feature::LOG_SHMFD,
+                ),
                 Bad::u64(
                     req::SET_PROTOCOL_FEATURES,
                     negotiated | protocol_feature::INBAND_NOTIFICATIONS,
@@ -149,7 +173,8 @@ fn case_54_protocol_features_that_are_not_offered() {
 fn requests_need_their_protocol_feature() {
     run("requests_need_their_feature", |rig| {
         let mut fe = rig.frontend();
-        fe.set_protocol_features(protocol_feature::REPLY_ACK).unwrap();
+        fe.set_protocol_features(protocol_feature::REPLY_ACK)
+            .unwrap();
         fe.set_owner().unwrap();
         let region = crate::sim::Region::new(RegionSpec::new(0, 4096)).unwrap();
         for bad in [
@@ -176,7 +201,11 @@ fn case_92_owner_twice_and_after_a_reconnect() {
             s.fe().set_owner().unwrap();
             works(&mut s);
         }
-        assert_eq!(rig.server.stats().memory_regions, 1, "running rings keep their memory");
+        assert_eq!(
+            rig.server.stats().memory_regions,
+            1,
+            "running rings keep their memory"
+        );
         s.disconnect();
         s.reconnect(rig.path());
         works(&mut s);
@@ -190,8 +219,15 @@ fn case_92_owner_twice_and_after_a_reconnect() {
 #[test]
 fn a_device_unplugged_and_plugged_on_the_same_connection() {
     run("replug", |rig| {
-        let regions = [RegionSpec::new(0, 16 << 20), RegionSpec::new(1 << 32, 16 << 20)];
-        let mut s = rig.builder().mem_slots().regions(&regions).connect(rig.path());
+        let regions = [
+            RegionSpec::new(0, 16 << 20),
+            RegionSpec::new(1 << 32, 16 << 20),
+        ];
+        let mut s = rig
+            .builder()
+            .mem_slots()
+            .regions(&regions)
+            .connect(rig.path());
         for _ in 0..5 {
             works(&mut s);
             s.stop_all();
@@ -215,7 +251,11 @@ fn an_owner_who_has_started_nothing_keeps_the_memory() {
     run("owner_keeps_memory", |rig| {
         let mut s = rig.builder().not_started().connect(rig.path());
         s.fe().set_owner().unwrap();
-        assert_eq!(rig.server.stats().memory_regions, 1, "front-ends may say it late");
+        assert_eq!(
+            rig.server.stats().memory_regions,
+            1,
+            "front-ends may say it late"
+        );
         s.start_all();
         works(&mut s);
     });

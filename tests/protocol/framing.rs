@@ -14,7 +14,13 @@ use crate::sim::{EventFd, Seg, echo};
 const MAX_BODY: u32 = 4096;
 
 fn header(request: u32, flags: u32, size: u32) -> Vec<u8> {
-    Header { request, flags, size }.encode().to_vec()
+    Header {
+        request,
+        flags,
+        size,
+    }
+    .encode()
+    .to_vec()
 }
 
 #[test]
@@ -24,14 +30,24 @@ fn case_01_one_byte_at_a_time() {
         let flags = wire::VERSION | FLAG_NEED_REPLY;
         let status = wire::message(req::SET_STATUS, flags, &7u64.to_ne_bytes());
         s.fe().send_bytewise(&status, &[], 0).unwrap();
-        assert_eq!(s.fe().recv_reply(req::SET_STATUS).unwrap().u64().unwrap(), 0);
+        assert_eq!(
+            s.fe().recv_reply(req::SET_STATUS).unwrap().u64().unwrap(),
+            0
+        );
         assert_eq!(s.fe().get_status().unwrap(), 7);
         // With a descriptor on every byte that can carry it.
         let call = EventFd::new().unwrap();
         let message = wire::message(req::SET_VRING_CALL, flags, &0u64.to_ne_bytes());
         for at in 0..message.len() {
-            s.fe().send_bytewise(&message, &[call.as_raw_fd()], at).unwrap();
-            let ack = s.fe().recv_reply(req::SET_VRING_CALL).unwrap().u64().unwrap();
+            s.fe()
+                .send_bytewise(&message, &[call.as_raw_fd()], at)
+                .unwrap();
+            let ack = s
+                .fe()
+                .recv_reply(req::SET_VRING_CALL)
+                .unwrap()
+                .u64()
+                .unwrap();
             assert_eq!(ack, 0, "descriptor with byte {at}");
         }
         s.queues[0].call = call;
@@ -66,12 +82,18 @@ fn case_03_closed_between_in_and_inside_messages() {
         for (end, errno, reason) in [
             (0, 0, "the front-end closed the connection"),
             (5, -libc::ENODATA, "after 5 of 12 bytes of a header"),
-            (HEADER_LEN, -libc::ENODATA, "after 0 of 8 bytes of the body of request 12"),
-            (HEADER_LEN + 3, -libc::ENODATA, "after 3 of 8 bytes of the body of request 12"),
+            (
+                HEADER_LEN,
+                -libc::ENODATA,
+                "after 0 of 8 bytes of the body of request 12",
+            ),
+            (
+                HEADER_LEN + 3,
+                -libc::ENODATA,
+                "after 3 of 8 bytes of the body of request 12",
+            ),
         ] {
             let fe = rig.frontend();
-            alive(&fe);
-            rig.device.take_event(Event::Connected);
             let kick = EventFd::new().unwrap();
             if end > 0 {
                 fe.send_bytes(&message[..end], &[kick.as_raw_fd()]).unwrap();
@@ -95,7 +117,11 @@ fn case_04_a_size_beyond_the_maximum() {
             let fe = acknowledging(rig);
             let bytes = header(req::SET_VRING_KICK, wire::VERSION | FLAG_NEED_REPLY, size);
             fe.send_bytes(&bytes, &[fd.as_raw_fd()]).unwrap();
-            rig.dropped("a header with a large size", fe, &format!("size {size} exceeds"));
+            rig.dropped(
+                "a header with a large size",
+                fe,
+                &format!("size {size} exceeds"),
+            );
         }
     });
 }
@@ -139,8 +165,20 @@ fn case_06_a_body_larger_than_the_structure() {
                 wire::message(req::GET_QUEUE_NUM, wire::VERSION, &[]),
             ];
             s.fe().send_bytes(&both.concat(), &[]).unwrap();
-            assert_ne!(s.fe().recv_reply(bad.request).unwrap().u64().unwrap(), 0, "{}", bad.what);
-            assert_eq!(s.fe().recv_reply(req::GET_QUEUE_NUM).unwrap().u64().unwrap(), 2);
+            assert_ne!(
+                s.fe().recv_reply(bad.request).unwrap().u64().unwrap(),
+                0,
+                "{}",
+                bad.what
+            );
+            assert_eq!(
+                s.fe()
+                    .recv_reply(req::GET_QUEUE_NUM)
+                    .unwrap()
+                    .u64()
+                    .unwrap(),
+                2
+            );
         }
         works(&mut s);
     });
@@ -158,7 +196,8 @@ fn case_07_version_reserved_flags_and_replies() {
             (wire::VERSION | FLAG_REPLY, "as a reply"),
         ] {
             let fe = acknowledging(rig);
-            fe.send_bytes(&header(req::GET_FEATURES, flags, 0), &[]).unwrap();
+            fe.send_bytes(&header(req::GET_FEATURES, flags, 0), &[])
+                .unwrap();
             rig.dropped(&format!("flags {flags:#x}"), fe, reason);
         }
     });
@@ -176,14 +215,23 @@ fn case_08_unknown_requests() {
         let status = s.fe().get_status().unwrap();
         for request in [45, 46, 255, 0x101, 0x0001_0002, 0x8000_0001, u32::MAX] {
             rig.refused(s.fe(), &Bad::new(request, message_in_a_body()));
-            assert_eq!(s.fe().get_status().unwrap(), status, "the body of {request} was parsed");
+            assert_eq!(
+                s.fe().get_status().unwrap(),
+                status,
+                "the body of {request} was parsed"
+            );
         }
         works(&mut s);
         s.disconnect();
-        rig.device.take("end", |e| matches!(e, Event::Disconnected { .. }));
+        rig.device
+            .take("end", |e| matches!(e, Event::Disconnected { .. }));
         let fe = acknowledging(rig);
         fe.send(77, 0, &message_in_a_body(), &[]).unwrap();
-        rig.dropped("unknown request without need_reply", fe, "request 77: unknown");
+        rig.dropped(
+            "unknown request without need_reply",
+            fe,
+            "request 77: unknown",
+        );
     });
 }
 
@@ -193,7 +241,8 @@ fn case_09_request_zero() {
         let mut s = rig.session();
         rig.all_refused(&mut s, &[Bad::new(0, message_in_a_body()), Bad::new(0, [])]);
         s.disconnect();
-        rig.device.take("end", |e| matches!(e, Event::Disconnected { .. }));
+        rig.device
+            .take("end", |e| matches!(e, Event::Disconnected { .. }));
         let fe = acknowledging(rig);
         fe.send(0, 0, &[], &[]).unwrap();
         rig.dropped("request 0 without need_reply", fe, "request 0: unknown");
@@ -203,25 +252,37 @@ fn case_09_request_zero() {
 #[test]
 fn case_10_need_reply_without_reply_ack() {
     run("case_10", |rig| {
-        let fe = rig.frontend();
+        let mut fe = rig.frontend();
         fe.send(req::SET_OWNER, FLAG_NEED_REPLY, &[], &[]).unwrap();
-        fe.send(req::SET_VRING_NUM, FLAG_NEED_REPLY, &wire::vring_state(0, 8), &[]).unwrap();
+        fe.send(
+            req::SET_VRING_NUM,
+            FLAG_NEED_REPLY,
+            &wire::vring_state(0, 8),
+            &[],
+        )
+        .unwrap();
         // The answer to the next request comes first: there was none before it.
         alive(&fe);
         assert_eq!(handled(rig, req::SET_VRING_NUM), 1);
         // The request that negotiates it is not acknowledged either.
-        let mut fe = fe;
         let bits = wire::protocol_feature::REPLY_ACK.to_ne_bytes();
-        fe.send(req::SET_PROTOCOL_FEATURES, FLAG_NEED_REPLY, &bits, &[]).unwrap();
+        fe.send(req::SET_PROTOCOL_FEATURES, FLAG_NEED_REPLY, &bits, &[])
+            .unwrap();
         alive(&fe);
         fe.acknowledged = true;
         fe.set_owner().unwrap();
         // A refusal cannot be told without it.
-        let fe2 = fe;
-        drop(fe2);
-        rig.device.take("end", |e| matches!(e, Event::Disconnected { .. }));
+        drop(fe);
+        rig.device
+            .take("end", |e| matches!(e, Event::Disconnected { .. }));
         let fe = rig.frontend();
-        fe.send(req::SET_VRING_NUM, FLAG_NEED_REPLY, &wire::vring_state(9, 8), &[]).unwrap();
+        fe.send(
+            req::SET_VRING_NUM,
+            FLAG_NEED_REPLY,
+            &wire::vring_state(9, 8),
+            &[],
+        )
+        .unwrap();
         rig.dropped("a refusal without REPLY_ACK", fe, "queue 9");
     });
 }
@@ -243,7 +304,9 @@ fn case_11_exactly_one_reply() {
             (req::GET_CONFIG, &bad_config, 0),
         ] {
             s.fe().send(request, FLAG_NEED_REPLY, body, &[]).unwrap();
-            s.fe().send(req::SET_OWNER, FLAG_NEED_REPLY, &[], &[]).unwrap();
+            s.fe()
+                .send(req::SET_OWNER, FLAG_NEED_REPLY, &[], &[])
+                .unwrap();
             let reply = s.fe().recv_reply(request).unwrap();
             assert_eq!(reply.body.len(), size, "reply to {}", wire::name(request));
             assert_eq!(s.fe().recv_reply(req::SET_OWNER).unwrap().u64().unwrap(), 0);
@@ -279,7 +342,11 @@ fn refusals_without_need_reply_end_the_connection() {
     run("refusals_without_need_reply", |rig| {
         for (request, body, reason) in [
             (req::SET_VRING_NUM, wire::vring_state(0, 3), "size 3"),
-            (req::SET_STATUS, 256u64.to_ne_bytes().to_vec(), "device status"),
+            (
+                req::SET_STATUS,
+                256u64.to_ne_bytes().to_vec(),
+                "device status",
+            ),
             (req::GET_VRING_BASE, wire::vring_state(2, 0), "queue 2"),
             (req::REM_MEM_REG, vec![0xff; 40], "no memory region has"),
             (req::GET_FEATURES, vec![0; 8], "body size 8"),
@@ -296,8 +363,9 @@ fn case_13_two_hundred_requests_in_one_write() {
     run("case_13", |rig| {
         let mut s = rig.session();
         s.stop_all();
-        let (kicks, calls): (Vec<_>, Vec<_>) =
-            (0..2).map(|_| (EventFd::new().unwrap(), EventFd::new().unwrap())).unzip();
+        let (kicks, calls): (Vec<_>, Vec<_>) = (0..2)
+            .map(|_| (EventFd::new().unwrap(), EventFd::new().unwrap()))
+            .unzip();
         let mut bytes = Vec::new();
         let mut fds = Vec::new();
         let mut ends = Vec::new();
@@ -305,17 +373,36 @@ fn case_13_two_hundred_requests_in_one_write() {
         for round in 0..200usize {
             let index = round % 2;
             let (request, body, fd) = match round % 8 {
-                0..2 => (req::SET_VRING_NUM, wire::vring_state(index as u32, 256), None),
-                2..4 => (req::SET_VRING_CALL, (index as u64).to_ne_bytes().to_vec(), Some(&calls)),
+                0..2 => (
+                    req::SET_VRING_NUM,
+                    wire::vring_state(index as u32, 256),
+                    None,
+                ),
+                2..4 => (
+                    req::SET_VRING_CALL,
+                    (index as u64).to_ne_bytes().to_vec(),
+                    Some(&calls),
+                ),
                 4..6 => (req::SET_STATUS, (round as u64).to_ne_bytes().to_vec(), None),
-                _ => (req::SET_VRING_ERR, (index as u64).to_ne_bytes().to_vec(), Some(&kicks)),
+                _ => (
+                    req::SET_VRING_ERR,
+                    (index as u64).to_ne_bytes().to_vec(),
+                    Some(&kicks),
+                ),
             };
             bytes.push(wire::message(request, flags, &body));
-            fds.push(fd.map(|fds| fds[index].as_raw_fd()).into_iter().collect::<Vec<_>>());
+            fds.push(
+                fd.map(|fds| fds[index].as_raw_fd())
+                    .into_iter()
+                    .collect::<Vec<_>>(),
+            );
             ends.push(ends.last().unwrap_or(&0) + bytes[round].len());
         }
-        let pieces: Vec<Piece<'_>> =
-            ends.iter().zip(&fds).map(|(&end, fds)| Piece { end, fds }).collect();
+        let pieces: Vec<Piece<'_>> = ends
+            .iter()
+            .zip(&fds)
+            .map(|(&end, fds)| Piece { end, fds })
+            .collect();
         s.fe().send_pieces(&bytes.concat(), &pieces).unwrap();
         for (round, message) in bytes.iter().enumerate() {
             let request = wire::u32_at(message, 0);
@@ -327,14 +414,23 @@ fn case_13_two_hundred_requests_in_one_write() {
         let many = wire::message(req::SET_STATUS, flags, &5u64.to_ne_bytes()).repeat(200);
         s.fe().send_bytes(&many, &[]).unwrap();
         for _ in 0..200 {
-            assert_eq!(s.fe().recv_reply(req::SET_STATUS).unwrap().u64().unwrap(), 0);
+            assert_eq!(
+                s.fe().recv_reply(req::SET_STATUS).unwrap().u64().unwrap(),
+                0
+            );
         }
         // Each call fd went to its queue.
         for (index, call) in calls.into_iter().enumerate() {
-            let addr = s.queues[index].ring.layout().vring_addr(&s.memory, index as u32).unwrap();
+            let addr = s.queues[index]
+                .ring
+                .layout()
+                .vring_addr(&s.memory, index as u32)
+                .unwrap();
             s.fe().set_vring_addr(&addr).unwrap();
             s.fe().set_vring_base(index as u32, s.bases[index]).unwrap();
-            s.fe().set_vring_kick(index as u32, Some(s.queues[index].kick.as_raw_fd())).unwrap();
+            s.fe()
+                .set_vring_kick(index as u32, Some(s.queues[index].kick.as_raw_fd()))
+                .unwrap();
             s.fe().set_vring_enable(index as u32, true).unwrap();
             s.queues[index].call = call;
         }
@@ -349,13 +445,19 @@ fn case_14_a_peer_that_does_not_read_its_replies() {
         s.fe_mut().timeout = Duration::from_millis(300);
         let body = wire::config(0, 0, &[0; 256]);
         let blocked = (0..100_000).find_map(|_| s.fe().send(req::GET_CONFIG, 0, &body, &[]).err());
-        assert!(blocked.is_some_and(|error| error.is_timeout()), "the server reads on and on");
+        assert!(
+            blocked.is_some_and(|error| error.is_timeout()),
+            "the server reads on and on"
+        );
         echo::round_trip(&mut s.queues[0], b"the data path goes on");
         let before = thread_cpu("vu-protocol");
         // A window to measure in, not something to wait for.
         thread::sleep(Duration::from_millis(100));
         let spent = thread_cpu("vu-protocol") - before;
-        assert!(spent < Duration::from_millis(30), "the internal thread spins: {spent:?}");
+        assert!(
+            spent < Duration::from_millis(30),
+            "the internal thread spins: {spent:?}"
+        );
         rig.server.stop().unwrap();
     });
 }
@@ -377,19 +479,21 @@ fn case_15_a_peer_that_closes_before_the_reply() {
     run("case_15", |rig| {
         for _ in 0..50 {
             let fe = rig.frontend();
-            rig.device.take_event(Event::Connected);
             for _ in 0..20 {
                 fe.send(req::GET_FEATURES, 0, &[], &[]).unwrap();
             }
             drop(fe);
-            rig.device.take("end", |e| matches!(e, Event::Disconnected { .. }));
+            rig.device
+                .take("end", |e| matches!(e, Event::Disconnected { .. }));
         }
         // Only the reading end is gone.
         let fe = rig.frontend();
-        rig.device.take_event(Event::Connected);
         fe.shutdown(Shutdown::Read).unwrap();
         fe.send(req::GET_FEATURES, 0, &[], &[]).unwrap();
-        rig.device.take("end", |e| matches!(e, Event::Disconnected { errno, .. } if *errno != 0));
+        rig.device.take(
+            "end",
+            |e| matches!(e, Event::Disconnected { errno, .. } if *errno != 0),
+        );
         let mut s = rig.session();
         works(&mut s);
     });
@@ -407,13 +511,19 @@ fn case_16_nothing_is_dispatched_after_stop() {
         s.fe().send_get_vring_base(0).unwrap();
         s.fe().wait_consumed().unwrap();
         for _ in 0..3 {
-            s.fe().send(req::SET_CONFIG, 0, &wire::config(16, 0, &[0xee]), &[]).unwrap();
+            s.fe()
+                .send(req::SET_CONFIG, 0, &wire::config(16, 0, &[0xee]), &[])
+                .unwrap();
         }
         let config = rig.config();
         rig.server.request_stop().unwrap();
         rig.device.release();
         rig.server.stop().unwrap();
         assert_eq!(handled(rig, req::SET_CONFIG), 0);
-        assert_eq!(rig.config(), config, "a message was dispatched after the stop");
+        assert_eq!(
+            rig.config(),
+            config,
+            "a message was dispatched after the stop"
+        );
     });
 }

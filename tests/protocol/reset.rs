@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::device::Event;
 use super::rig::{Bad, Rig, run, works};
+use crate::sim::Session;
 use crate::sim::echo::EchoRequest;
 use crate::sim::wire::{FLAG_NEED_REPLY, req};
-use crate::sim::Session;
 
 const EARLY: Duration = Duration::from_millis(30);
 
@@ -59,18 +59,30 @@ fn reset_with_requests_in_flight(rig: &Rig, request: u32, body: &[u8]) {
     let resets = rig.device.count(|event| *event == Event::Reset);
     s.fe().send(request, FLAG_NEED_REPLY, body, &[]).unwrap();
     s.fe().wait_consumed().unwrap();
-    assert!(!s.fe().answered_within(EARLY).unwrap(), "acknowledged before the drain");
-    assert_eq!(rig.device.count(|event| *event == Event::Reset), resets, "reset before the drain");
+    assert!(
+        !s.fe().answered_within(EARLY).unwrap(),
+        "acknowledged before the drain"
+    );
+    assert_eq!(
+        rig.device.count(|event| *event == Event::Reset),
+        resets,
+        "reset before the drain"
+    );
     rig.device.release();
     assert_eq!(s.fe().recv_reply(request).unwrap().u64().unwrap(), 0);
     rig.device.take_event(Event::Reset);
-    assert_eq!(s.queues[0].ring.used_idx().unwrap(), 4, "drained, not thrown away");
+    assert_eq!(
+        s.queues[0].ring.used_idx().unwrap(),
+        4,
+        "drained, not thrown away"
+    );
     // Nothing of the old rings is left: not even a base.
     assert_eq!(s.fe().get_vring_base(0).unwrap(), 0);
     assert_eq!(s.fe().get_vring_base(1).unwrap(), 0);
     restart(&mut s);
     s.disconnect();
-    rig.device.take("end", |event| matches!(event, Event::Disconnected { .. }));
+    rig.device
+        .take("end", |event| matches!(event, Event::Disconnected { .. }));
 }
 
 #[test]
@@ -135,12 +147,15 @@ fn a_front_end_that_goes_during_a_reset() {
     run("gone_in_reset", |rig| {
         let mut s = rig.session();
         in_flight(rig, &mut s);
-        s.fe().send(req::RESET_DEVICE, FLAG_NEED_REPLY, &[], &[]).unwrap();
+        s.fe()
+            .send(req::RESET_DEVICE, FLAG_NEED_REPLY, &[], &[])
+            .unwrap();
         s.fe().wait_consumed().unwrap();
         let used = s.queues[0].ring.used_idx().unwrap();
         s.abort();
         rig.device.release();
-        rig.device.take("end", |event| matches!(event, Event::Disconnected { .. }));
+        rig.device
+            .take("end", |event| matches!(event, Event::Disconnected { .. }));
         // The internal thread may have seen the completions before the end; never a part of them.
         let now = s.queues[0].ring.used_idx().unwrap();
         assert!(now == used || now == used + 3, "{used} to {now}");

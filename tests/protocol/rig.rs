@@ -67,7 +67,12 @@ pub fn run_in(
         rig.server.stop().unwrap();
         assert!(!rig.path.exists(), "the socket file is left");
     }
-    eventually("open descriptors after the test", Deadline::after(SOON), before, process::fd_targets);
+    eventually(
+        "open descriptors after the test",
+        Deadline::after(SOON),
+        before,
+        process::fd_targets,
+    );
 }
 
 struct Looper {
@@ -80,13 +85,19 @@ impl Looper {
         let looping = ctx.clone();
         let looper = thread::Builder::new().name("looper".into());
         let thread = looper.spawn(move || looping.run().unwrap()).unwrap();
-        Looper { ctx: ctx.clone(), thread: Some(thread) }
+        Looper {
+            ctx: ctx.clone(),
+            thread: Some(thread),
+        }
     }
 
     #[track_caller]
     fn finish(mut self) {
         self.ctx.quit();
-        self.thread.take().into_iter().for_each(|thread| thread.join().unwrap());
+        self.thread
+            .take()
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
     }
 }
 
@@ -105,7 +116,10 @@ impl Rig {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("vu-protocol-{}-{number}.sock", std::process::id());
         let path = std::env::temp_dir().join(name);
-        let (device, lines) = (Arc::new(Script::default()), Arc::new(Mutex::new(Vec::new())));
+        let (device, lines) = (
+            Arc::new(Script::default()),
+            Arc::new(Mutex::new(Vec::new())),
+        );
         let sink = lines.clone();
         let config: Vec<u8> = (0..CONFIG_SIZE as u8).collect();
         let mut writable = vec![0; CONFIG_SIZE];
@@ -114,18 +128,38 @@ impl Rig {
             .name("protocol")
             .queues(2)
             .config_space(config, writable)
-            .log(Level::Warning, move |_, line| lock(&sink).push(line.to_owned()));
+            .log(Level::Warning, move |_, line| {
+                lock(&sink).push(line.to_owned())
+            });
         let server = configure(builder).build(Scripted(device.clone())).unwrap();
-        server.start(Address::Listen(path.clone()), Some(ctx)).unwrap();
-        Rig { server: Arc::new(server), device, path, lines }
+        server
+            .start(Address::Listen(path.clone()), Some(ctx))
+            .unwrap();
+        Rig {
+            server: Arc::new(server),
+            device,
+            path,
+            lines,
+        }
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// A connection that the device has heard of: it is told of the end of such a one only.
+    #[track_caller]
     pub fn frontend(&self) -> Frontend {
-        Frontend::connect(&self.path).unwrap()
+        let fe = Frontend::connect(&self.path).unwrap();
+        alive(&fe);
+        let connections = self.server.stats().connections;
+        eventually(
+            "connections heard of",
+            Deadline::after(SOON),
+            connections,
+            || self.device.connections(),
+        );
+        fe
     }
 
     /// Warnings and errors so far.
@@ -161,7 +195,11 @@ impl Rig {
             .unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_ne!(ack, 0, "{what}: acknowledged");
         assert_eq!(process::open_fds(), fds, "{what}: open descriptors");
-        assert_eq!(self.server.stats().refusals, refusals + 1, "{what}: refusals counted");
+        assert_eq!(
+            self.server.stats().refusals,
+            refusals + 1,
+            "{what}: refusals counted"
+        );
     }
 
     /// REFUSE for each, with nothing changed: the session's rings go on.
@@ -176,22 +214,29 @@ impl Rig {
     /// DROP: the connection ends for this reason, and the next front-end is served.
     #[track_caller]
     pub fn dropped(&self, what: &str, fe: Frontend, reason: &str) {
-        fe.wait_closed().unwrap_or_else(|error| panic!("{what}: {error}"));
+        fe.wait_closed()
+            .unwrap_or_else(|error| panic!("{what}: {error}"));
         self.left(what, reason);
     }
 
     /// The device hears why a connection ended, and the next front-end is served.
     #[track_caller]
     pub fn left(&self, what: &str, reason: &str) {
-        let event = self.device.take(&format!("end of the connection after {what}"), |event| {
-            matches!(event, Event::Disconnected { .. })
-        });
-        let Event::Disconnected { reason: told, .. } = event else { unreachable!() };
+        let event = self
+            .device
+            .take(&format!("end of the connection after {what}"), |event| {
+                matches!(event, Event::Disconnected { .. })
+            });
+        let Event::Disconnected { reason: told, .. } = event else {
+            unreachable!()
+        };
         assert!(told.contains(reason), "{what}: {told:?}, want {reason:?}");
         let mut next = self.session();
         works(&mut next);
         next.disconnect();
-        self.device.take("orderly end", |event| matches!(event, Event::Disconnected { .. }));
+        self.device.take("orderly end", |event| {
+            matches!(event, Event::Disconnected { .. })
+        });
     }
 
     /// BREAK of queue 0: err fd, callback and statistics say so, queue 1 goes on, and GET_VRING_BASE clears it.
@@ -212,10 +257,19 @@ impl Rig {
         session.queues[0]
             .wait_err(Deadline::after(SOON))
             .unwrap_or_else(|error| panic!("{what}: {error}"));
-        let event = self.device.take(&format!("broken ring after {what}"), |event| {
-            matches!(event, Event::RingBroken { .. })
-        });
-        let Event::RingBroken { index, reason: told, .. } = event else { unreachable!() };
+        let event = self
+            .device
+            .take(&format!("broken ring after {what}"), |event| {
+                matches!(event, Event::RingBroken { .. })
+            });
+        let Event::RingBroken {
+            index,
+            reason: told,
+            ..
+        } = event
+        else {
+            unreachable!()
+        };
         assert_eq!(index, 0, "{what}: index of the broken ring");
         assert!(told.contains(reason), "{what}: {told:?}, want {reason:?}");
         // It was signalled before the device heard of it, by whoever found out.
@@ -235,27 +289,45 @@ impl Bad {
     pub fn new(request: u32, body: impl Into<Vec<u8>>) -> Self {
         let body = body.into();
         let what = format!("{} {body:x?}", wire::name(request));
-        Bad { what, request, body, fds: Vec::new() }
+        Bad {
+            what,
+            request,
+            body,
+            fds: Vec::new(),
+        }
     }
 
     /// A vring request with an index and a number.
     pub fn state(request: u32, index: u32, num: u32) -> Self {
         let bad = Self::new(request, wire::vring_state(index, num));
-        Bad { what: format!("{} {index:#x} {num:#x}", wire::name(request)), ..bad }
+        Bad {
+            what: format!("{} {index:#x} {num:#x}", wire::name(request)),
+            ..bad
+        }
     }
 
     pub fn u64(request: u32, value: u64) -> Self {
         let bad = Self::new(request, value.to_ne_bytes());
-        Bad { what: format!("{} {value:#x}", wire::name(request)), ..bad }
+        Bad {
+            what: format!("{} {value:#x}", wire::name(request)),
+            ..bad
+        }
     }
 
     pub fn fds(self, fds: &[RawFd]) -> Self {
         let what = format!("{} with {} fds", self.what, fds.len());
-        Bad { what, fds: fds.to_vec(), ..self }
+        Bad {
+            what,
+            fds: fds.to_vec(),
+            ..self
+        }
     }
 
     pub fn named(self, what: impl Into<String>) -> Self {
-        Bad { what: what.into(), ..self }
+        Bad {
+            what: what.into(),
+            ..self
+        }
     }
 }
 
@@ -271,13 +343,22 @@ pub fn works(session: &mut Session) {
 #[track_caller]
 pub fn alive(fe: &Frontend) {
     let features = fe.get_features().unwrap();
-    assert_ne!(features & wire::feature::PROTOCOL_FEATURES, 0, "features {features:#x}");
+    assert_ne!(
+        features & wire::feature::PROTOCOL_FEATURES,
+        0,
+        "features {features:#x}"
+    );
 }
 
 /// Writes a descriptor of queue 0 past the driver.
 #[track_caller]
 pub fn desc(session: &Session, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
-    let desc = Desc { addr, len, flags, next };
+    let desc = Desc {
+        addr,
+        len,
+        flags,
+        next,
+    };
     session.queues[0].ring.set_desc(index, desc).unwrap();
 }
 

@@ -20,7 +20,12 @@ struct Chain {
 }
 
 fn d(addr: u64, len: u32, flags: u16, next: u16) -> Desc {
-    Desc { addr, len, flags, next }
+    Desc {
+        addr,
+        len,
+        flags,
+        next,
+    }
 }
 
 #[track_caller]
@@ -52,16 +57,44 @@ fn scratch(s: &Session) -> u64 {
 fn case_71_next_outside_and_loops() {
     all_break("case_71", |s| {
         let ok = scratch(s);
-        let chain = |what, descs, reason| Chain { what, descs, reason };
+        let chain = |what, descs, reason| Chain {
+            what,
+            descs,
+            reason,
+        };
         let long: Vec<Desc> = (0..256).map(|i| d(ok, 1, NEXT, (i + 1) % 256)).collect();
         vec![
-            chain("next = size", vec![d(ok, 1, NEXT, 256)], "next 256 is not below 256"),
-            chain("next = 0xffff", vec![d(ok, 1, NEXT, 0xffff)], "next 65535 is not below"),
-            chain("self-loop", vec![d(ok, 1, NEXT, 0)], "longer than its table"),
-            chain("writable self-loop", vec![d(ok, 1, NEXT | WRITE, 0)], "longer than its table"),
-            chain("2-cycle", vec![d(ok, 1, NEXT, 1), d(ok, 1, NEXT, 0)], "longer than its table"),
+            chain(
+                "next = size",
+                vec![d(ok, 1, NEXT, 256)],
+                "next 256 is not below 256",
+            ),
+            chain(
+                "next = 0xffff",
+                vec![d(ok, 1, NEXT, 0xffff)],
+                "next 65535 is not below",
+            ),
+            chain(
+                "self-loop",
+                vec![d(ok, 1, NEXT, 0)],
+                "longer than its table",
+            ),
+            chain(
+                "writable self-loop",
+                vec![d(ok, 1, NEXT | WRITE, 0)],
+                "longer than its table",
+            ),
+            chain(
+                "2-cycle",
+                vec![d(ok, 1, NEXT, 1), d(ok, 1, NEXT, 0)],
+                "longer than its table",
+            ),
             chain("size + 1", long, "longer than its table"),
-            chain("self-loop of empty buffers", vec![d(ok, 0, NEXT, 0)], "longer than its table"),
+            chain(
+                "self-loop of empty buffers",
+                vec![d(ok, 0, NEXT, 0)],
+                "longer than its table",
+            ),
         ]
     });
 }
@@ -74,16 +107,34 @@ fn case_72_buffers_outside_of_memory() {
         for (what, addr, len, reason) in [
             ("unmapped", NOWHERE, 16, "is not all in guest memory"),
             ("at the end", END, 16, "is not all in guest memory"),
-            ("one byte past the end", END - 15, 16, "is not all in guest memory"),
-            ("far past the end", END - 1, u32::MAX, "is not all in guest memory"),
+            (
+                "one byte past the end",
+                END - 15,
+                16,
+                "is not all in guest memory",
+            ),
+            (
+                "far past the end",
+                END - 1,
+                u32::MAX,
+                "is not all in guest memory",
+            ),
             ("wraps", u64::MAX - 7, 16, "wraps"),
             ("the last address", u64::MAX, 1, ""),
         ] {
             for flags in [0, WRITE] {
-                chains.push(Chain { what, descs: vec![d(addr, len, flags, 0)], reason });
+                chains.push(Chain {
+                    what,
+                    descs: vec![d(addr, len, flags, 0)],
+                    reason,
+                });
             }
             let descs = vec![d(ok, 16, NEXT, 1), d(addr, len, WRITE, 0)];
-            chains.push(Chain { what, descs, reason });
+            chains.push(Chain {
+                what,
+                descs,
+                reason,
+            });
         }
         chains
     });
@@ -97,11 +148,19 @@ fn case_73_empty_buffers_at_invalid_addresses() {
             .into_iter()
             .flat_map(|addr| {
                 let reason = "is not all in guest memory";
-                let chain = |descs| Chain { what: "empty", descs, reason };
+                let chain = |descs| Chain {
+                    what: "empty",
+                    descs,
+                    reason,
+                };
                 [
                     chain(vec![d(addr, 0, 0, 0)]),
                     chain(vec![d(addr, 0, WRITE, 0)]),
-                    chain(vec![d(ok, 4, NEXT, 1), d(addr, 0, NEXT, 2), d(ok, 4, WRITE, 0)]),
+                    chain(vec![
+                        d(ok, 4, NEXT, 1),
+                        d(addr, 0, NEXT, 2),
+                        d(ok, 4, WRITE, 0),
+                    ]),
                 ]
             })
             .collect()
@@ -129,7 +188,10 @@ fn case_73_empty_buffers_at_valid_addresses() {
             let used = s.queues[0].wait_used(Deadline::after(SOON)).unwrap();
             assert_eq!(used.len, 4);
             let shape = rig.device.last_shape();
-            assert_eq!((shape.readable, shape.writable), (vec![0, 4, 0], vec![0, 4]));
+            assert_eq!(
+                (shape.readable, shape.writable),
+                (vec![0, 4, 0], vec![0, 4])
+            );
         }
         // Nothing but an empty one.
         s.queues[0].submit(&[Seg::writable(gpa, 0)]).unwrap();
@@ -149,11 +211,32 @@ fn case_74_a_chain_of_more_than_4_gib() {
             let descs = (0..4)
                 .map(|i| d(0, gib, flags | if i < 3 { NEXT } else { 0 }, i + 1))
                 .collect();
-            break_with(rig, &mut s, &Chain { what, descs, reason: "does not fit in 32 bits" });
+            break_with(
+                rig,
+                &mut s,
+                &Chain {
+                    what,
+                    descs,
+                    reason: "does not fit in 32 bits",
+                },
+            );
         }
-        let mixed = vec![d(0, gib, NEXT, 1), d(0, gib, NEXT, 2), d(0, gib, NEXT | WRITE, 3), d(0, gib, WRITE, 0)];
+        let mixed = vec![
+            d(0, gib, NEXT, 1),
+            d(0, gib, NEXT, 2),
+            d(0, gib, NEXT | WRITE, 3),
+            d(0, gib, WRITE, 0),
+        ];
         let reason = "does not fit in 32 bits";
-        break_with(rig, &mut s, &Chain { what: "both", descs: mixed, reason });
+        break_with(
+            rig,
+            &mut s,
+            &Chain {
+                what: "both",
+                descs: mixed,
+                reason,
+            },
+        );
         // One byte less is legal.
         let segs = [gib, gib, gib, gib - 1].map(|len| Seg::writable(0, len));
         s.queues[1].submit(&segs).unwrap();
@@ -197,15 +280,49 @@ fn case_75_indirect_tables() {
             single("unmapped table", NOWHERE, 16, INDIRECT, inside),
             single("table past the end", END - 16, 32, INDIRECT, inside),
             single("table that wraps", u64::MAX - 15, 32, INDIRECT, ""),
-            single("table in a table", nested, 16, INDIRECT, "inside an indirect table"),
-            single("table in a table, later", nested_later, 32, INDIRECT, "inside an indirect table"),
-            single("INDIRECT and NEXT", one, 16, INDIRECT | NEXT, "both INDIRECT and NEXT"),
-            single("next outside of the table", outside, 16, INDIRECT, "next 1 is not below 1"),
-            single("loop in a table", looping, 32, INDIRECT, "longer than its table"),
+            single(
+                "table in a table",
+                nested,
+                16,
+                INDIRECT,
+                "inside an indirect table",
+            ),
+            single(
+                "table in a table, later",
+                nested_later,
+                32,
+                INDIRECT,
+                "inside an indirect table",
+            ),
+            single(
+                "INDIRECT and NEXT",
+                one,
+                16,
+                INDIRECT | NEXT,
+                "both INDIRECT and NEXT",
+            ),
+            single(
+                "next outside of the table",
+                outside,
+                16,
+                INDIRECT,
+                "next 1 is not below 1",
+            ),
+            single(
+                "loop in a table",
+                looping,
+                32,
+                INDIRECT,
+                "longer than its table",
+            ),
             single("unmapped buffer", unmapped, 16, INDIRECT, inside),
             Chain {
                 what: "direct, then INDIRECT and NEXT",
-                descs: vec![d(ok, 8, NEXT, 1), d(one, 16, INDIRECT | NEXT, 2), d(ok, 8, 0, 0)],
+                descs: vec![
+                    d(ok, 8, NEXT, 1),
+                    d(one, 16, INDIRECT | NEXT, 2),
+                    d(ok, 8, 0, 0),
+                ],
                 reason: "both INDIRECT and NEXT",
             },
         ]
@@ -219,7 +336,7 @@ fn indirect_tables_that_are_legal() {
         let gpa = scratch(&s);
         s.memory.write(gpa, b"0123456789").unwrap();
         let (out, into) = (Seg::readable(gpa, 10), Seg::writable(gpa + 64, 10));
-        let mut expect = |s: &mut Session, readable: Vec<usize>| {
+        let expect = |s: &mut Session, readable: Vec<usize>| {
             let used = s.queues[0].wait_used(Deadline::after(SOON)).unwrap();
             assert_eq!(used.len, 10);
             assert_eq!(rig.device.last_shape().readable, readable);
@@ -229,7 +346,9 @@ fn indirect_tables_that_are_legal() {
         s.queues[0].submit_indirect(&[out, into]).unwrap();
         expect(&mut s, vec![10]);
         // Behind direct descriptors.
-        s.queues[0].add_mixed(&[Seg::readable(gpa, 4)], &[Seg::readable(gpa + 4, 6), into]).unwrap();
+        s.queues[0]
+            .add_mixed(&[Seg::readable(gpa, 4)], &[Seg::readable(gpa + 4, 6), into])
+            .unwrap();
         s.queues[0].publish().unwrap();
         s.queues[0].kick().unwrap();
         expect(&mut s, vec![4, 6]);
@@ -238,8 +357,7 @@ fn indirect_tables_that_are_legal() {
         let gpa_of = table(&s, &entries);
         let one = Seg::readable(gpa_of, 32);
         s.queues[0].add(&[one]).unwrap();
-        let head = s.queues[0].free_descriptors();
-        let _ = head;
+        // The driver takes its descriptors from 0 up.
         let slot = 0;
         desc(&s, slot, gpa_of, 32, INDIRECT | WRITE, 0);
         s.queues[0].publish().unwrap();
@@ -247,7 +365,9 @@ fn indirect_tables_that_are_legal() {
         expect(&mut s, vec![10]);
         // A misaligned table is read all the same.
         let odd = scratch(&s) + 3;
-        s.memory.write(odd, &entries.map(|entry| entry.encode()).concat()).unwrap();
+        s.memory
+            .write(odd, &entries.map(|entry| entry.encode()).concat())
+            .unwrap();
         s.queues[0].add(&[one]).unwrap();
         desc(&s, slot, odd, 32, INDIRECT, 0);
         s.queues[0].publish().unwrap();
@@ -257,7 +377,10 @@ fn indirect_tables_that_are_legal() {
         let mut segs = vec![Seg::readable(gpa, 1); 1023];
         segs.push(Seg::writable(gpa + 128, 10));
         s.queues[0].submit_indirect(&segs).unwrap();
-        assert_eq!(s.queues[0].wait_used(Deadline::after(SOON)).unwrap().len, 10);
+        assert_eq!(
+            s.queues[0].wait_used(Deadline::after(SOON)).unwrap().len,
+            10
+        );
         assert_eq!(rig.device.last_shape().readable.len(), 1023);
         works(&mut s);
     });
@@ -271,7 +394,11 @@ fn case_76_readable_after_writable() {
         let later = [d(ok, 4, NEXT, 1), d(ok, 4, NEXT | WRITE, 2), d(ok, 0, 0, 0)];
         let reason = "device-readable buffer";
         let tables = [table(s, &order), table(s, &later)];
-        let chain = |what, descs: &[Desc]| Chain { what, descs: descs.to_vec(), reason };
+        let chain = |what, descs: &[Desc]| Chain {
+            what,
+            descs: descs.to_vec(),
+            reason,
+        };
         vec![
             chain("two", &order),
             chain("an empty one", &later),
@@ -286,14 +413,24 @@ fn case_77_more_buffers_than_an_element_takes() {
     all_break("case_77", |s| {
         let ok = scratch(s);
         let entries: Vec<Desc> = (0..1024)
-            .map(|i| if i < 1023 { d(ok, 1, NEXT, i + 1) } else { d(ok, 1, 0, 0) })
+            .map(|i| {
+                if i < 1023 {
+                    d(ok, 1, NEXT, i + 1)
+                } else {
+                    d(ok, 1, 0, 0)
+                }
+            })
             .collect();
         let full = table(s, &entries);
         let mut chains = Vec::new();
         for direct in [1, 255] {
             let mut descs: Vec<Desc> = (0..direct).map(|i| d(ok, 1, NEXT, i + 1)).collect();
             descs.push(d(full, 1024 * 16, INDIRECT, 0));
-            chains.push(Chain { what: "direct and indirect", descs, reason: "more than 1024 buffers" });
+            chains.push(Chain {
+                what: "direct and indirect",
+                descs,
+                reason: "more than 1024 buffers",
+            });
         }
         chains
     });
@@ -334,7 +471,11 @@ fn case_81_offsets_beyond_a_request() {
         let gpa = scratch(&s);
         s.memory.write(gpa, b"abcdef").unwrap();
         rig.device.hold(true);
-        let segs = [Seg::readable(gpa, 3), Seg::readable(gpa + 3, 3), Seg::writable(gpa + 64, 4)];
+        let segs = [
+            Seg::readable(gpa, 3),
+            Seg::readable(gpa + 3, 3),
+            Seg::writable(gpa + 64, 4),
+        ];
         s.queues[0].submit(&segs).unwrap();
         rig.device.wait_held(1);
         let element = rig.device.take_held().remove(0);
@@ -345,9 +486,16 @@ fn case_81_offsets_beyond_a_request() {
         assert_eq!(element.read(2, &mut bytes[..3]), 3);
         assert_eq!(bytes[..3], *b"cde", "across two buffers");
         for (offset, count) in [(0, 4), (1, 3), (4, 0), (1 << 40, 0), (usize::MAX, 0)] {
-            assert_eq!(element.write(offset, &[0x11; 16]), count, "write at {offset}");
+            assert_eq!(
+                element.write(offset, &[0x11; 16]),
+                count,
+                "write at {offset}"
+            );
         }
-        assert_eq!(s.memory.read(gpa + 64, 5).unwrap(), [0x11, 0x11, 0x11, 0x11, 0]);
+        assert_eq!(
+            s.memory.read(gpa + 64, 5).unwrap(),
+            [0x11, 0x11, 0x11, 0x11, 0]
+        );
         let error = element.complete(5).unwrap_err();
         assert_eq!(error.errno(), libc::EINVAL, "{error}");
         assert_eq!(s.queues[0].wait_used(Deadline::after(SOON)).unwrap().len, 0);

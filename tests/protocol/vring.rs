@@ -47,8 +47,15 @@ fn case_43_get_vring_base_has_no_error_form() {
                 let mut s = rig.session();
                 works(&mut s);
                 let fe = s.fe();
-                fe.send(req::GET_VRING_BASE, flags, &wire::vring_state(index, 0), &[]).unwrap();
-                fe.wait_closed().unwrap_or_else(|error| panic!("index {index:#x}: {error}"));
+                fe.send(
+                    req::GET_VRING_BASE,
+                    flags,
+                    &wire::vring_state(index, 0),
+                    &[],
+                )
+                .unwrap();
+                fe.wait_closed()
+                    .unwrap_or_else(|error| panic!("index {index:#x}: {error}"));
                 rig.left("GET_VRING_BASE", &format!("queue {index}"));
             }
         }
@@ -57,25 +64,40 @@ fn case_43_get_vring_base_has_no_error_form() {
 
 #[test]
 fn case_44_sizes_of_rings() {
-    run_with("case_44", |builder| builder.max_queue_size(1024), |rig| {
-        let mut s = rig.session();
-        let bad = [0, 3, 257, 1025, 2048, 32769, 65536, 65536 + 8, 0x8000_0000, 0xffff_ffff];
-        s.stop_queue(0);
-        for num in bad {
-            rig.refused(s.fe(), &Bad::state(req::SET_VRING_NUM, 0, num));
-        }
-        s.start_queue(0);
-        works(&mut s);
-        // Every legal size works.
-        s.disconnect();
-        for bits in 1..=10 {
-            let mut s = rig.builder().queue_size(1 << bits).connect(rig.path());
-            for _ in 0..3 << bits {
-                echo::round_trip(&mut s.queues[0], b"round and round");
+    run_with(
+        "case_44",
+        |builder| builder.max_queue_size(1024),
+        |rig| {
+            let mut s = rig.session();
+            let bad = [
+                0,
+                3,
+                257,
+                1025,
+                2048,
+                32769,
+                65536,
+                65536 + 8,
+                0x8000_0000,
+                0xffff_ffff,
+            ];
+            s.stop_queue(0);
+            for num in bad {
+                rig.refused(s.fe(), &Bad::state(req::SET_VRING_NUM, 0, num));
             }
+            s.start_queue(0);
+            works(&mut s);
+            // Every legal size works.
             s.disconnect();
-        }
-    });
+            for bits in 1..=10 {
+                let mut s = rig.builder().queue_size(1 << bits).connect(rig.path());
+                for _ in 0..3 << bits {
+                    echo::round_trip(&mut s.queues[0], b"round and round");
+                }
+                s.disconnect();
+            }
+        },
+    );
 }
 
 #[test]
@@ -91,7 +113,9 @@ fn rings_of_1_and_of_32768() {
         let mut s = rig.builder().queue_size(1).connect(rig.path());
         for _ in 0..5 {
             let gpa = s.memory.alloc(8, 8).unwrap();
-            s.queues[0].submit(&[crate::sim::Seg::writable(gpa, 8)]).unwrap();
+            s.queues[0]
+                .submit(&[crate::sim::Seg::writable(gpa, 8)])
+                .unwrap();
             s.queues[0].wait_used(Deadline::after(SOON)).unwrap();
         }
         s.disconnect();
@@ -146,11 +170,41 @@ fn case_46_misaligned_areas() {
         s.stop_queue(0);
         let ok = addr_of(&s);
         for bad in [
-            addr("descriptors + 8", VringAddr { desc: ok.desc + 8, ..ok }),
-            addr("descriptors + 1", VringAddr { desc: ok.desc + 1, ..ok }),
-            addr("available + 1", VringAddr { avail: ok.avail + 1, ..ok }),
-            addr("used + 2", VringAddr { used: ok.used + 2, ..ok }),
-            addr("used + 1", VringAddr { used: ok.used + 1, ..ok }),
+            addr(
+                "descriptors + 8",
+                VringAddr {
+                    desc: ok.desc + 8,
+                    ..ok
+                },
+            ),
+            addr(
+                "descriptors + 1",
+                VringAddr {
+                    desc: ok.desc + 1,
+                    ..ok
+                },
+            ),
+            addr(
+                "available + 1",
+                VringAddr {
+                    avail: ok.avail + 1,
+                    ..ok
+                },
+            ),
+            addr(
+                "used + 2",
+                VringAddr {
+                    used: ok.used + 2,
+                    ..ok
+                },
+            ),
+            addr(
+                "used + 1",
+                VringAddr {
+                    used: ok.used + 1,
+                    ..ok
+                },
+            ),
             addr("unknown flags", VringAddr { flags: 2, ..ok }),
         ] {
             rig.refused(s.fe(), &bad);
@@ -170,30 +224,97 @@ fn case_47_areas_partly_outside() {
         let end = regions[0].user_addr + 16 * MIB;
         let (avail_len, used_len) = (RingLayout::avail_len(256), RingLayout::used_len(256));
         for bad in [
-            addr("last descriptor outside", VringAddr { desc: end - 255 * 16, ..ok }),
-            addr("descriptors begin at the end", VringAddr { desc: end, ..ok }),
-            addr("available ring outside", VringAddr { avail: end - 16, ..ok }),
-            addr("used_event outside", VringAddr { avail: end - (avail_len - 2), ..ok }),
-            addr("used ring outside", VringAddr { used: end - 4, ..ok }),
+            addr(
+                "last descriptor outside",
+                VringAddr {
+                    desc: end - 255 * 16,
+                    ..ok
+                },
+            ),
+            addr(
+                "descriptors begin at the end",
+                VringAddr { desc: end, ..ok },
+            ),
+            addr(
+                "available ring outside",
+                VringAddr {
+                    avail: end - 16,
+                    ..ok
+                },
+            ),
+            addr(
+                "used_event outside",
+                VringAddr {
+                    avail: end - (avail_len - 2),
+                    ..ok
+                },
+            ),
+            addr(
+                "used ring outside",
+                VringAddr {
+                    used: end - 4,
+                    ..ok
+                },
+            ),
             // Four bytes are the alignment; the event's two are among them.
-            addr("avail_event outside", VringAddr { used: end - (used_len - 2), ..ok }),
-            addr("nothing there", VringAddr { desc: 1 << 20, ..ok }),
-            addr("guest addresses", VringAddr { desc: 0x1000, avail: 0x2000, used: 0x3000, ..ok }),
-            addr("wraps", VringAddr { desc: u64::MAX - 15, ..ok }),
+            addr(
+                "avail_event outside",
+                VringAddr {
+                    used: end - (used_len - 2),
+                    ..ok
+                },
+            ),
+            addr(
+                "nothing there",
+                VringAddr {
+                    desc: 1 << 20,
+                    ..ok
+                },
+            ),
+            addr(
+                "guest addresses",
+                VringAddr {
+                    desc: 0x1000,
+                    avail: 0x2000,
+                    used: 0x3000,
+                    ..ok
+                },
+            ),
+            addr(
+                "wraps",
+                VringAddr {
+                    desc: u64::MAX - 15,
+                    ..ok
+                },
+            ),
         ] {
             rig.refused(s.fe(), &bad);
         }
         // With the last byte inside all is well.
-        s.fe().set_vring_addr(&VringAddr { avail: end - avail_len, ..ok }).unwrap();
+        s.fe()
+            .set_vring_addr(&VringAddr {
+                avail: end - avail_len,
+                ..ok
+            })
+            .unwrap();
         let last = end - used_len.next_multiple_of(4);
-        s.fe().set_vring_addr(&VringAddr { used: last, ..ok }).unwrap();
+        s.fe()
+            .set_vring_addr(&VringAddr { used: last, ..ok })
+            .unwrap();
         s.start_queue(0);
         works(&mut s);
         // Without EVENT_IDX there is no tail.
         s.stop_all();
-        s.fe().set_features(s.features & !feature::EVENT_IDX).unwrap();
+        s.fe()
+            .set_features(s.features & !feature::EVENT_IDX)
+            .unwrap();
         s.fe().set_vring_num(0, 256).unwrap();
-        s.fe().set_vring_addr(&VringAddr { avail: end - (avail_len - 2), ..ok }).unwrap();
+        s.fe()
+            .set_vring_addr(&VringAddr {
+                avail: end - (avail_len - 2),
+                ..ok
+            })
+            .unwrap();
         alive(s.fe());
     });
 }
@@ -206,13 +327,37 @@ fn a_started_ring_keeps_its_addresses() {
         rig.all_refused(
             &mut s,
             &[
-                addr("other descriptors", VringAddr { desc: ok.desc + 4096, ..ok }),
-                addr("other available ring", VringAddr { avail: ok.avail + 4096, ..ok }),
-                addr("other used ring", VringAddr { used: ok.used + 4096, ..ok }),
+                addr(
+                    "other descriptors",
+                    VringAddr {
+                        desc: ok.desc + 4096,
+                        ..ok
+                    },
+                ),
+                addr(
+                    "other available ring",
+                    VringAddr {
+                        avail: ok.avail + 4096,
+                        ..ok
+                    },
+                ),
+                addr(
+                    "other used ring",
+                    VringAddr {
+                        used: ok.used + 4096,
+                        ..ok
+                    },
+                ),
             ],
         );
         // Only the log flag: that is how migration begins.
-        s.fe().set_vring_addr(&VringAddr { flags: 1, log: 0x1000, ..ok }).unwrap();
+        s.fe()
+            .set_vring_addr(&VringAddr {
+                flags: 1,
+                log: 0x1000,
+                ..ok
+            })
+            .unwrap();
         works(&mut s);
     });
 }
@@ -235,7 +380,8 @@ fn take(step: Step, s: &Session) {
     match step {
         Step::Memory => {
             let regions = s.memory.regions();
-            fe.set_mem_table(&regions.iter().map(|region| &**region).collect::<Vec<_>>()).unwrap();
+            fe.set_mem_table(&regions.iter().map(|region| &**region).collect::<Vec<_>>())
+                .unwrap();
         }
         Step::Num => fe.set_vring_num(0, 256).unwrap(),
         Step::Addr => fe.set_vring_addr(&addr_of(s)).unwrap(),
@@ -253,21 +399,27 @@ fn in_order(rig: &Rig, steps: &[Step]) {
     let mut s = rig.builder().queues(0).not_started().over(fe);
     // Whatever the session said about memory is taken back.
     s.fe().rem_mem_reg(&s.memory.regions()[0]).unwrap();
-    s.queues.push(SplitDriver::new(&s.memory, 256, true).unwrap());
+    s.queues
+        .push(SplitDriver::new(&s.memory, 256, true).unwrap());
     s.bases.push(0);
     let mut request = EchoRequest::new(&s.memory, 32, 32);
     request.prepare(1);
     s.queues[0].add(&request.segs()).unwrap();
     s.queues[0].publish().unwrap();
     for step in steps {
-        assert_eq!(s.queues[0].ring.used_idx().unwrap(), 0, "started before {step:?} of {steps:?}");
+        assert_eq!(
+            s.queues[0].ring.used_idx().unwrap(),
+            0,
+            "started before {step:?} of {steps:?}"
+        );
         take(*step, &s);
     }
     let used = s.queues[0].wait_used(Deadline::after(SOON));
     request.check(used.unwrap_or_else(|error| panic!("{steps:?}: {error}")));
     works(&mut s);
     s.disconnect();
-    rig.device.take("end", |event| matches!(event, Event::Disconnected { .. }));
+    rig.device
+        .take("end", |event| matches!(event, Event::Disconnected { .. }));
 }
 
 #[test]
@@ -298,12 +450,14 @@ fn case_49_a_disconnect_at_every_step() {
     run("case_49_disconnect", |rig| {
         let all = [Memory, Num, Addr, Base, Kick, Call, Enable];
         for count in 0..=all.len() {
-            let s = rig.builder().queues(0).not_started().connect(rig.path());
-            let mut s = s;
-            s.queues.push(SplitDriver::new(&s.memory, 256, true).unwrap());
+            let fe = rig.frontend();
+            let mut s = rig.builder().queues(0).not_started().over(fe);
+            s.queues
+                .push(SplitDriver::new(&s.memory, 256, true).unwrap());
             all[..count].iter().for_each(|step| take(*step, &s));
             drop(s);
-            rig.device.take("end", |event| matches!(event, Event::Disconnected { .. }));
+            rig.device
+                .take("end", |event| matches!(event, Event::Disconnected { .. }));
         }
         works(&mut rig.session());
     });
@@ -320,7 +474,11 @@ fn case_50_buffers_before_the_ring_is_enabled() {
         s.queues[0].publish().unwrap();
         s.queues[0].kick_always().unwrap();
         echo::round_trip(&mut s.queues[1], b"the other one");
-        assert_eq!(s.queues[0].ring.used_idx().unwrap(), 0, "a disabled ring was served");
+        assert_eq!(
+            s.queues[0].ring.used_idx().unwrap(),
+            0,
+            "a disabled ring was served"
+        );
         // The kick is taken off meanwhile: only the enabling itself can make the device look.
         s.queues[0].kick.take().unwrap();
         s.fe().set_vring_enable(0, true).unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::device::{Event, SOON};
 use super::rig::{run, run_in, works};
-use crate::sim::echo::{self, EchoLoad, EchoRequest};
+use crate::sim::echo::{EchoLoad, EchoRequest};
 use crate::sim::wire::req;
 use crate::sim::{Deadline, eventually};
 
@@ -80,15 +80,25 @@ fn the_reply_waits_for_what_is_in_flight_on_that_queue() {
         rig.device.hold(false);
         s.fe().send_get_vring_base(0).unwrap();
         s.fe().wait_consumed().unwrap();
-        assert!(!s.fe().answered_within(EARLY).unwrap(), "answered before the drain");
+        assert!(
+            !s.fe().answered_within(EARLY).unwrap(),
+            "answered before the drain"
+        );
         // The other queue does not wait.
         EchoLoad::new(&mut s.queues[1], 16, 64).run(1000);
         let mut held = rig.device.take_held();
         held.drain(..2).for_each(super::device::answer);
-        assert!(!s.fe().answered_within(EARLY).unwrap(), "answered with one in flight");
+        assert!(
+            !s.fe().answered_within(EARLY).unwrap(),
+            "answered with one in flight"
+        );
         held.into_iter().for_each(super::device::answer);
         assert_eq!(s.fe().recv_vring_base(0).unwrap(), 3);
-        assert_eq!(s.queues[0].ring.used_idx().unwrap(), 3, "all completed by then");
+        assert_eq!(
+            s.queues[0].ring.used_idx().unwrap(),
+            3,
+            "all completed by then"
+        );
         for _ in 0..3 {
             let used = s.queues[0].poll_used().unwrap().expect("a completion");
             requests[usize::from(used.head) / 2].check(used);
@@ -105,8 +115,9 @@ fn stopping_under_load_loses_nothing() {
     run("stop_under_load", |rig| {
         let mut s = rig.session();
         for round in 0..100u64 {
-            let mut requests: Vec<_> =
-                (0..32).map(|_| EchoRequest::new(&s.memory, 64, 64)).collect();
+            let mut requests: Vec<_> = (0..32)
+                .map(|_| EchoRequest::new(&s.memory, 64, 64))
+                .collect();
             let mut heads = std::collections::HashMap::new();
             for (seed, request) in requests.iter_mut().enumerate() {
                 request.prepare(round << 8 | seed as u64);
@@ -115,9 +126,16 @@ fn stopping_under_load_loses_nothing() {
             s.queues[0].publish().unwrap();
             s.queues[0].kick().unwrap();
             let base = s.stop_queue(0);
-            assert_eq!(base as u16, s.queues[0].ring.used_idx().unwrap(), "popped and completed");
+            assert_eq!(
+                base as u16,
+                s.queues[0].ring.used_idx().unwrap(),
+                "popped and completed"
+            );
             s.start_queue(0);
-            for used in s.queues[0].wait_used_all(32, Deadline::after(SOON)).unwrap() {
+            for used in s.queues[0]
+                .wait_used_all(32, Deadline::after(SOON))
+                .unwrap()
+            {
                 requests[heads[&used.head]].check(used);
             }
         }
@@ -126,23 +144,26 @@ fn stopping_under_load_loses_nothing() {
 
 #[test]
 fn without_anybody_who_dispatches() {
-    run_in("no_dispatch", |builder| builder, |rig, ctx| {
-        let mut s = rig.session();
-        // Offered to a context that never looks: simply taken back.
-        assert_eq!(s.stop_queue(0), 0);
-        s.start_queue(0);
-        s.queues[1].kick_always().unwrap();
-        assert_eq!(s.stop_queue(1), 0);
-        s.start_queue(1);
-        // Now it does.
-        let request = EchoRequest::new(&s.memory, 8, 8);
-        s.queues[0].submit(&request.segs()).unwrap();
-        let queue = &mut s.queues[0];
-        eventually("completion", Deadline::after(SOON), true, || {
-            ctx.dispatch(Some(Duration::ZERO)).unwrap();
-            queue.poll_used().unwrap().is_some()
-        });
-        let _ = echo::pattern(1, 1);
-        assert_eq!(super::rig::handled(rig, req::GET_VRING_BASE), 2);
-    });
+    run_in(
+        "no_dispatch",
+        |builder| builder,
+        |rig, ctx| {
+            let mut s = rig.session();
+            // Offered to a context that never looks: simply taken back.
+            assert_eq!(s.stop_queue(0), 0);
+            s.start_queue(0);
+            s.queues[1].kick_always().unwrap();
+            assert_eq!(s.stop_queue(1), 0);
+            s.start_queue(1);
+            // Now it does.
+            let request = EchoRequest::new(&s.memory, 8, 8);
+            s.queues[0].submit(&request.segs()).unwrap();
+            let queue = &mut s.queues[0];
+            eventually("completion", Deadline::after(SOON), true, || {
+                ctx.dispatch(Some(Duration::ZERO)).unwrap();
+                queue.poll_used().unwrap().is_some()
+            });
+            assert_eq!(super::rig::handled(rig, req::GET_VRING_BASE), 2);
+        },
+    );
 }
