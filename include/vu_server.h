@@ -984,8 +984,9 @@ int vu_server_is_stopped(const struct vu_server *server);
  * orphaned queue may be completed, and vu_vq_inflight_dec() and
  * vu_server_inflight_dec() be called as often as is still owed.
  *
- * @return 0; -EBUSY unless new or stopped, -EDEADLK inside another callback of
- *         the same server: then nothing has happened
+ * @return 0; -EBUSY unless new or stopped, and while a vu_server_stop() is
+ *         going on, -EDEADLK inside another callback of the same server: then
+ *         nothing has happened
  */
 int vu_server_free(struct vu_server *server);
 

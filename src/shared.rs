@@ -14,7 +14,7 @@ use crate::server::lifecycle::Lifecycle;
 use crate::stats::ServerCounters;
 use crate::stream::Stream;
 use crate::sync::channel::{Receiver, Sender, bounded};
-use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Mutex, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Mutex, Ordering, fence};
 use crate::virtqueue::Queue;
 use crate::virtqueue::inflight::Gate;
 
@@ -293,6 +293,8 @@ impl Shared {
     /// A queue or the stream was handed back.
     pub(crate) fn handed_back(&self) {
         self.internal.ring();
+        // Pairs with itself: of two threads that hand the last two back, the later one finds the other's done.
+        fence(Ordering::SeqCst);
         if self.stream.owner.load().target.is_none() && self.is_quiesced() {
             self.wake();
         }

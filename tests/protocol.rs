@@ -22,6 +22,10 @@ mod features;
 mod framing;
 #[path = "protocol/memory.rs"]
 mod memory;
+#[path = "protocol/memory_slots.rs"]
+mod memory_slots;
+#[path = "protocol/replies.rs"]
+mod replies;
 #[path = "protocol/reset.rs"]
 mod reset;
 #[path = "protocol/ring_chain.rs"]
@@ -30,7 +34,11 @@ mod ring_chain;
 mod ring_hostile;
 #[path = "protocol/ring_index.rs"]
 mod ring_index;
+#[path = "protocol/ring_indirect.rs"]
+mod ring_indirect;
 #[path = "protocol/vring.rs"]
 mod vring;
 #[path = "protocol/vring_base.rs"]
 mod vring_base;
+#[path = "protocol/vring_order.rs"]
+mod vring_order;

@@ -1,7 +1,7 @@
 //! The `virtio-queue` crate over `vm-memory`, used as its documentation shows.
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::Engine;
 use super::workload::{RING_SIZE, Row};

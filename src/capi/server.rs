@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::listener::Address;
 use crate::server::Server;
 use crate::shared::Shared;
-use crate::sync::{Arc, AtomicBool, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicU32, Ordering};
 
 use super::config::vu_server_config;
 use super::ctx::{context, vu_ctx};
@@ -26,6 +26,8 @@ pub struct vu_server {
     /// Taken by `vu_server_free`. Explicit in-flight counts can outlive it: each is a reference to this handle.
     server: UnsafeCell<Option<Server>>,
     shared: Arc<Shared>,
+    /// Calls of `vu_server_stop` that are not through.
+    stops: AtomicU32,
     /// The log function must not be called any more.
     silent: Arc<AtomicBool>,
 }
@@ -112,6 +114,7 @@ unsafe fn new(config: *const vu_server_config, device: CDevice) -> Result<*mut v
     let handle = Arc::into_raw(Arc::new(vu_server {
         server: UnsafeCell::new(Some(server)),
         shared: shared.clone(),
+        stops: AtomicU32::new(0),
         silent,
     }))
     .cast_mut();
@@ -190,6 +193,23 @@ fn borrow(address: Address) -> Result<(Address, Option<RawFd>)> {
     })
 }
 
+/// A stop that is going on: the server must not be freed, not even by a callback that the stop runs.
+struct InsideStop<'a>(&'a vu_server);
+
+impl<'a> InsideStop<'a> {
+    fn new(handle: &'a vu_server) -> Self {
+        handle.stops.fetch_add(1, Ordering::AcqRel);
+        InsideStop(handle)
+    }
+}
+
+impl Drop for InsideStop<'_> {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire in `vu_server_free`.
+        self.0.stops.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Stops, and returns when everything is down: queues handed back, elements in
 /// flight drained (or cut off by the drain time-out), guest memory unmapped,
 /// the socket closed and its file removed. A second call on another thread
@@ -205,7 +225,10 @@ fn borrow(address: Address) -> Result<(Address, Option<RawFd>)> {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_stop(server: *mut vu_server) -> c_int {
     // SAFETY: see the module's contract.
-    unsafe { with_server(server, Server::stop) }
+    unsafe {
+        let _inside = handle(server).map(InsideStop::new);
+        with_server(server, Server::stop)
+    }
 }
 
 /// Begins to stop and returns at once. vu_device_ops.stopped tells when it is
@@ -234,8 +257,9 @@ pub unsafe extern "C" fn vu_server_is_stopped(server: *const vu_server) -> c_int
 /// orphaned queue may be completed, and vu_vq_inflight_dec() and
 /// vu_server_inflight_dec() be called as often as is still owed.
 ///
-/// @return 0; -EBUSY unless new or stopped, -EDEADLK inside another callback of
-///         the same server: then nothing has happened
+/// @return 0; -EBUSY unless new or stopped, and while a vu_server_stop() is
+///         going on, -EDEADLK inside another callback of the same server: then
+///         nothing has happened
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_free(server: *mut vu_server) -> c_int {
     // SAFETY: see the module's contract.
@@ -245,6 +269,9 @@ pub unsafe extern "C" fn vu_server_free(server: *mut vu_server) -> c_int {
     guard(|| {
         if let Err(error) = this.shared.check_free() {
             return status::<(), _>(Err(error));
+        }
+        if this.stops.load(Ordering::Acquire) > 0 {
+            return -libc::EBUSY;
         }
         // SAFETY: the caller frees once, and nobody uses the server any more.
         drop(unsafe { (*this.server.get()).take() });

@@ -253,14 +253,16 @@ fn a_context_that_stops_dispatching() {
         .unwrap();
     let (give, take) = mpsc::channel();
     let (resume, resumed) = mpsc::channel::<()>();
+    let (leave, left) = mpsc::channel();
     let heard = journal.clone();
     let path = socket_path("gone");
     let owner = thread::spawn(move || {
         let ctx = Arc::new(Context::epoll().unwrap());
         give.send(ctx.clone()).unwrap();
-        while heard.count("queue_started 1") == 0 {
+        while heard.count("queue_started 0") + heard.count("queue_started 1") < 2 {
             ctx.dispatch(Some(Duration::from_millis(5))).unwrap();
         }
+        leave.send(()).unwrap();
         resumed.recv_timeout(SOON).unwrap();
         ctx.dispatch(Some(Duration::ZERO)).unwrap();
         ctx
@@ -270,7 +272,7 @@ fn a_context_that_stops_dispatching() {
         .start(Address::Listen(path.clone()), Some(&ctx))
         .unwrap();
     let mut session = Session::builder().queues(2).connect(&path);
-    journal.wait_for("queue_started 1");
+    left.recv_timeout(SOON).unwrap();
     let request = EchoRequest::new(&session.memory, 8, 8);
     session.queues[0].submit(&request.segs()).unwrap();
     within(NO_TIMEOUT_NEEDED, "the stop", || server.stop()).unwrap();

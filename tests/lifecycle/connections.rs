@@ -45,8 +45,11 @@ fn a_second_front_end_is_served_after_complete_clean_up() {
     held.reply_to_all();
     for (served, frontend) in waiting.into_iter().enumerate() {
         frontend.recv_reply(req::GET_FEATURES).unwrap();
-        // By now the one before is gone in every respect.
-        assert_eq!(journal.count("disconnected 0"), served + 1);
+        // By now the one before is gone in every respect. The loop need not have heard of this one yet, and
+        // hears nothing at all of one that goes before it has.
+        let open = journal.count("connected") - journal.count("disconnected 0");
+        assert!(open <= 1, "{:?}", journal.events());
+        assert!(journal.count("disconnected 0") >= 1);
         assert_eq!(server.stats().connections, served as u64 + 2);
         assert_eq!(server.stats().memory_regions, 0);
         drop(frontend);
@@ -172,6 +175,14 @@ struct Holdings {
     internal_threads: usize,
 }
 
+impl Holdings {
+    fn within(&self, other: &Holdings) -> bool {
+        self.fds <= other.fds
+            && self.guest_mappings <= other.guest_mappings
+            && self.internal_threads <= other.internal_threads
+    }
+}
+
 fn holdings() -> Holdings {
     Holdings {
         fds: process::open_fds(),
@@ -225,9 +236,12 @@ fn a_thousand_connections_leave_nothing_behind() {
             lines = process::mappings("");
         }
     }
-    // The connection's own descriptor is closed just after `disconnected` was heard.
+    // A connection's own descriptor is closed just after `disconnected` was heard, so the first count may have
+    // one that the last has not.
     let warm = warm.unwrap();
-    eventually("holdings", Deadline::secs(5), warm, holdings);
+    eventually("holdings within the first", Deadline::secs(5), true, || {
+        holdings().within(&warm)
+    });
     let grown = process::mappings("").saturating_sub(lines);
     // Stacks and heaps of the test's own threads come and go.
     assert!(

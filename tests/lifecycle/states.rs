@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use vu_server::{Address, Server};
 
-use crate::sim::Session;
 use crate::sim::echo::{EchoRequest, round_trip};
+use crate::sim::{Deadline, Session, eventually};
 use crate::stop::*;
 
 /// What the calls answer in a state that they do not change.
@@ -157,6 +157,8 @@ fn the_table_of_states() {
         server.request_stop().unwrap();
         server.stop().unwrap();
         assert_eq!(journal.count("stopped"), round);
+        // The loop's thread may still be on its way out of `stopped`, and a detach would say so.
+        eventually("quiesced", Deadline::secs(5), true, || server.is_quiesced());
     }
     let server = check(server, &IDLE, &ctx);
     server.free().map_err(|(error, _)| error).unwrap();
