@@ -122,7 +122,10 @@ impl Engine for Ours<'_, '_> {
 pub fn rounds(row: &Row) -> Result<Vec<Round>, Box<dyn std::error::Error>> {
     let path = std::env::temp_dir().join(format!("vu-bench-ring-{}.sock", std::process::id()));
     let rounds = Arc::new(Mutex::new(Vec::new()));
-    let bench = Bench { row: *row, rounds: rounds.clone() };
+    let bench = Bench {
+        row: *row,
+        rounds: rounds.clone(),
+    };
     let context = Context::epoll()?;
     let server = Server::builder().name("bench").build(bench)?;
     server.start(Address::Listen(path.clone()), Some(&context))?;

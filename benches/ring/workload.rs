@@ -38,7 +38,7 @@ impl fmt::Display for Row {
 
 impl Row {
     pub fn region_size(&self) -> u64 {
-        MEMORY / self.regions & !0xfff
+        (MEMORY / self.regions) & !0xfff
     }
 
     /// The guest address of an offset in a region.

@@ -12,6 +12,8 @@ mod core;
 mod epoll;
 #[cfg(not(loom))]
 mod event_loop;
+#[cfg(not(loom))]
+pub(crate) mod hand_over;
 pub(crate) mod mailbox;
 pub(crate) mod owner;
 #[cfg(not(loom))]

@@ -2,7 +2,6 @@
 
 use crate::callback;
 use crate::device::Kick;
-use crate::session::housekeeping;
 use crate::shared::Shared;
 use crate::stream::Event;
 use crate::sync::{Arc, Ordering};
@@ -11,6 +10,7 @@ use crate::virtqueue::{Look, Queue, Virtqueue};
 
 use super::core::{ContextCore, Held, Mail};
 use super::event_loop::Kind;
+use super::hand_over::offer_stream;
 use super::owner::{CtxId, State};
 use super::registry;
 use super::watch::{Target, WatchSlot};
@@ -368,7 +368,7 @@ impl ContextCore {
         }
         if server.lifecycle.is_idle() {
             // `stopped` may have come after the last look at the stream, and nobody else is left to offer it.
-            housekeeping::offer_stream(server);
+            offer_stream(server);
         }
         // `stopped` was the last event: the context is no longer attached, unless the server is started again.
         server.lifecycle.while_idle(|| {

@@ -9,8 +9,9 @@ mod thread;
 use std::thread::JoinHandle;
 
 use crate::callback;
-use crate::context::owner::{CtxId, Ownership, State, Transition};
-use crate::context::{Context, Mail, registry};
+use crate::context::hand_over::{set_queue_target, set_stream_target};
+use crate::context::owner::{CtxId, Ownership, State};
+use crate::context::{Context, registry};
 use crate::error::{Error, Result};
 use crate::listener::{Address, Listener};
 use crate::shared::Shared;
@@ -128,16 +129,15 @@ impl Server {
         let home = self.shared.stream.owner.load().target;
         self.check_holders(&queues)?;
         self.set_all_targets(CtxId::NONE);
-        // A context may have taken an offer since the check.
-        if let Err(error) = self.check_holders(&queues) {
+        // A context may have taken an offer since the check, or another thread a context.
+        if let Err(error) = self.check_holders(&queues).and_then(|()| self.give_up_here(&queues)) {
             for (queue, target) in queues.iter().zip(before) {
                 set_queue_target(queue, target);
             }
-            self.set_stream_target(home);
+            set_stream_target(&self.shared, home);
             self.shared.internal.ring();
             return Err(error);
         }
-        self.give_up_here(&queues)?;
         self.shared.handed_back();
         Ok(())
     }
@@ -192,15 +192,9 @@ impl Server {
 
     fn set_all_targets(&self, target: CtxId) {
         // The stream first: a queue is only offered after the events before its start.
-        self.set_stream_target(target);
+        set_stream_target(&self.shared, target);
         for queue in self.shared.queues() {
             set_queue_target(&queue, target);
-        }
-    }
-
-    fn set_stream_target(&self, target: CtxId) {
-        if let Some(transition) = self.shared.stream.owner.set_target(target) {
-            told(&transition, || Mail::Stream(self.shared.clone()));
         }
     }
 
@@ -308,22 +302,6 @@ impl Server {
 
 fn is_held(ownership: Ownership) -> bool {
     matches!(ownership.state, State::Owned | State::Recalled)
-}
-
-pub(crate) fn set_queue_target(queue: &Arc<Queue>, target: CtxId) {
-    if let Some(transition) = queue.owner.set_target(target) {
-        told(&transition, || Mail::Queue(queue.clone()));
-    }
-}
-
-/// Keeps the books, and tells the context that must act.
-pub(crate) fn told(transition: &Transition, mail: impl FnOnce() -> Mail) {
-    registry::account(transition);
-    if matches!(transition.after.state, State::Recalled | State::Offered)
-        && let Some(context) = registry::get(transition.after.context)
-    {
-        context.post(mail());
-    }
 }
 
 impl Drop for Server {

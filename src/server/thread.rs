@@ -8,17 +8,16 @@ use std::time::Instant;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
+use crate::context::hand_over::{offer_stream, set_queue_target, set_stream_target};
 use crate::context::owner::CtxId;
 use crate::error::{Error, Result};
 use crate::listener::Listener;
-use crate::session::{self, housekeeping};
+use crate::session;
 use crate::shared::Shared;
 use crate::stats::count;
 use crate::stream::Event;
 use crate::sync::Arc;
 
-use super::{set_queue_target, told};
-use crate::context::Mail;
 
 /// Starts the thread with every signal blocked.
 pub(super) fn spawn(shared: Arc<Shared>, listener: Listener) -> Result<JoinHandle<()>> {
@@ -53,7 +52,7 @@ fn run(shared: &Arc<Shared>, mut listener: Listener) {
 /// The next connection; `None` when the server is to stop.
 fn accept(shared: &Arc<Shared>, listener: &mut Listener) -> Option<OwnedFd> {
     loop {
-        housekeeping::offer_stream(shared);
+        offer_stream(shared);
         if shared.lifecycle.is_stopping() {
             return None;
         }
@@ -103,11 +102,9 @@ fn finish(shared: &Arc<Shared>) {
         shared.lifecycle.end_with(|| {
             shared.stream.push(Event::Stopped);
         });
-        housekeeping::offer_stream(shared);
+        offer_stream(shared);
     } else {
-        if let Some(transition) = shared.stream.owner.set_target(CtxId::NONE) {
-            told(&transition, || Mail::Stream(shared.clone()));
-        }
+        set_stream_target(shared, CtxId::NONE);
         shared.lifecycle.end();
     }
     shared.wake();

@@ -2,35 +2,15 @@
 //! what changed.
 
 use crate::context::owner::State;
-use crate::context::{Mail, registry};
+use crate::context::Mail;
+use crate::context::hand_over::{offer_stream, told};
 use crate::device::StopReason;
 use crate::error::Error;
-use crate::server::told;
-use crate::shared::{Announcement, Shared};
+use crate::shared::Announcement;
 use crate::stats::count;
 use crate::stream::Event;
-use crate::sync::Arc;
 
 use super::{End, Session};
-
-/// Offers the pending events to the home context.
-pub(crate) fn offer_stream(shared: &Arc<Shared>) {
-    if shared.stream.is_empty() {
-        return;
-    }
-    match shared.stream.owner.offer() {
-        Some(transition) => told(&transition, || Mail::Stream(shared.clone())),
-        None => {
-            // It may be there already, and about to be handed back: a letter makes it look once more.
-            let ownership = shared.stream.owner.load();
-            if ownership.state != State::Internal
-                && let Some(context) = registry::get(ownership.context)
-            {
-                context.post(Mail::Stream(shared.clone()));
-            }
-        }
-    }
-}
 
 impl Session {
     /// Errors end the connection.

@@ -9,7 +9,7 @@ mod backend_channel;
 mod config;
 mod dispatch;
 mod features;
-pub(crate) mod housekeeping;
+mod housekeeping;
 mod memory;
 mod reset;
 mod teardown;

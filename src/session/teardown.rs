@@ -3,10 +3,9 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use crate::context::Mail;
 use crate::device::StopReason;
 use crate::memory::RegionTable;
-use crate::server::{set_queue_target, told};
+use crate::context::hand_over::set_queue_target;
 use crate::context::owner::CtxId;
 use crate::stats::count;
 use crate::stream::Event;
@@ -95,9 +94,7 @@ impl Session {
         if let Some(fresh) = self.shared.replace_queue(queue) {
             set_queue_target(&fresh, target);
         }
-        if let Some(transition) = queue.owner.set_target(CtxId::NONE) {
-            told(&transition, || Mail::Queue(queue.clone()));
-        }
+        set_queue_target(queue, CtxId::NONE);
         count(&self.shared.counters.orphaned_queues);
         self.shared.logger.error(format_args!(
             "queue {}: drain time-out; what it has in flight keeps its memory",

@@ -221,7 +221,9 @@ impl Session {
         fd: Option<std::os::fd::OwnedFd>,
     ) -> Result<(), Fault> {
         match fd {
-            Some(fd) => signal.set(fd).map_err(|e| descriptor_error(index, name, e)),
+            Some(fd) => signal
+                .set(fd, self.shared.internal.as_fd())
+                .map_err(|e| descriptor_error(index, name, e)),
             None => {
                 signal.clear(self.shared.internal.as_fd());
                 Ok(())

@@ -9,7 +9,7 @@ use crate::context::Mail;
 use crate::context::owner::State;
 use crate::device::StopReason;
 use crate::error::Error;
-use crate::server::told;
+use crate::context::hand_over::{offer_stream, told};
 use crate::sync::Arc;
 use crate::virtqueue::Queue;
 
@@ -84,7 +84,7 @@ impl Session {
         mut done: impl FnMut(&Self) -> bool,
     ) -> bool {
         loop {
-            super::housekeeping::offer_stream(&self.shared);
+            offer_stream(&self.shared);
             if done(self) {
                 return true;
             }

@@ -10,12 +10,13 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::stat::{SFlag, fstat};
 
-use crate::sync::{AtomicBool, AtomicU8, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU8, AtomicU32, Mutex, Ordering};
 
 const NONE: u8 = 0;
-const PLAIN: u8 = 1;
-const SOCKET: u8 = 2;
-const PIPE: u8 = 3;
+/// An eventfd, or anything else whose write raises no signal.
+const QUIET: u8 = 1;
+/// A socket or a pipe: a write to one without a reader raises SIGPIPE.
+const LOUD: u8 = 2;
 
 /// Makes the descriptor non-blocking. The flag belongs to the open file, so the peer sees it too.
 pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -26,73 +27,99 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     Ok(())
 }
 
-/// A descriptor to signal, with one number for its whole life: a write that races with a replacement goes to
-/// the old or the new file, never to a number that something else has taken.
+/// A descriptor number that is never closed while its owner lives, only replaced: a write that races with a
+/// replacement goes to the old or the new file, never to a number that something else has taken.
+#[derive(Debug)]
+struct Number {
+    held: Mutex<Option<OwnedFd>>,
+    raw: AtomicU32,
+}
+
+impl Number {
+    fn new() -> Self {
+        Number {
+            held: Mutex::new(None),
+            raw: AtomicU32::new(0),
+        }
+    }
+
+    fn set(&self, fd: OwnedFd) -> Result<(), Errno> {
+        let mut held = self.held.lock();
+        match held.as_mut() {
+            Some(held) => nix::unistd::dup3(&fd, held, OFlag::O_CLOEXEC),
+            None => {
+                self.raw.store(fd.as_raw_fd() as u32, Ordering::Relaxed);
+                *held = Some(fd);
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets go of the file; `placeholder` takes over the number.
+    fn clear(&self, placeholder: BorrowedFd<'_>) {
+        if let Some(held) = self.held.lock().as_mut() {
+            // If even this fails, the number keeps the old file, which is then merely not signalled.
+            let _ = nix::unistd::dup3(placeholder, held, OFlag::O_CLOEXEC);
+        }
+    }
+}
+
+/// A descriptor to signal.
+///
+/// Quiet and loud files have a number each, so that a write which saw one kind cannot reach a file of the other
+/// that was set meanwhile.
 #[derive(Debug)]
 pub(crate) struct SignalFd {
-    number: Mutex<Option<OwnedFd>>,
-    raw: crate::sync::AtomicU32,
     kind: AtomicU8,
+    quiet: Number,
+    loud: Number,
     failure_reported: AtomicBool,
 }
 
 impl SignalFd {
     pub(crate) fn new() -> Self {
         SignalFd {
-            number: Mutex::new(None),
-            raw: crate::sync::AtomicU32::new(0),
             kind: AtomicU8::new(NONE),
+            quiet: Number::new(),
+            loud: Number::new(),
             failure_reported: AtomicBool::new(false),
         }
     }
 
-    /// Takes a descriptor of the peer's.
-    pub(crate) fn set(&self, fd: OwnedFd) -> Result<(), Errno> {
+    /// Takes a descriptor of the peer's. `placeholder` takes the place of one of the other kind.
+    pub(crate) fn set(&self, fd: OwnedFd, placeholder: BorrowedFd<'_>) -> Result<(), Errno> {
         set_nonblocking(fd.as_fd())?;
-        let kind = match SFlag::from_bits_truncate(fstat(&fd)?.st_mode) & SFlag::S_IFMT {
-            SFlag::S_IFSOCK => SOCKET,
-            SFlag::S_IFIFO => PIPE,
-            _ => PLAIN,
-        };
-        let mut number = self.number.lock();
-        match number.as_mut() {
-            Some(held) => nix::unistd::dup3(&fd, held, OFlag::O_CLOEXEC)?,
-            None => {
-                self.raw.store(fd.as_raw_fd() as u32, Ordering::Relaxed);
-                *number = Some(fd);
-            }
-        }
+        let (kind, own, other) =
+            match SFlag::from_bits_truncate(fstat(&fd)?.st_mode) & SFlag::S_IFMT {
+                SFlag::S_IFSOCK | SFlag::S_IFIFO => (LOUD, &self.loud, &self.quiet),
+                _ => (QUIET, &self.quiet, &self.loud),
+            };
+        own.set(fd)?;
         self.failure_reported.store(false, Ordering::Relaxed);
         // Release pairs with the Acquire in `signal`: who sees the kind sees the number.
         self.kind.store(kind, Ordering::Release);
+        other.clear(placeholder);
         Ok(())
     }
 
-    /// Gives the peer's descriptor up; `placeholder` takes over the number.
+    /// Gives the peer's descriptor up.
     pub(crate) fn clear(&self, placeholder: BorrowedFd<'_>) {
-        let mut number = self.number.lock();
         self.kind.store(NONE, Ordering::Release);
-        if let Some(held) = number.as_mut() {
-            // Without a free table slot the number keeps the old file, which is then merely not signalled.
-            let _ = nix::unistd::dup3(placeholder, held, OFlag::O_CLOEXEC);
-        }
+        self.quiet.clear(placeholder);
+        self.loud.clear(placeholder);
     }
 
     /// Signals the peer. An error is returned once per descriptor, so that it is logged once.
     pub(crate) fn signal(&self) -> Result<(), Errno> {
-        let kind = self.kind.load(Ordering::Acquire);
-        if kind == NONE {
-            return Ok(());
-        }
-        let raw = self.raw.load(Ordering::Relaxed) as i32;
+        let (number, write): (_, fn(BorrowedFd<'_>) -> Result<(), Errno>) =
+            match self.kind.load(Ordering::Acquire) {
+                NONE => return Ok(()),
+                QUIET => (&self.quiet, write_one),
+                _ => (&self.loud, write_quietly),
+            };
+        let raw = number.raw.load(Ordering::Relaxed) as i32;
         // SAFETY: the number was set before the kind and stays open as long as `self`.
-        let fd = unsafe { BorrowedFd::borrow_raw(raw) };
-        let result = match kind {
-            SOCKET => send_quietly(fd),
-            PIPE => write_quietly(fd),
-            _ => nix::unistd::write(fd, &1u64.to_ne_bytes()).map(drop),
-        };
-        match result {
+        match write(unsafe { BorrowedFd::borrow_raw(raw) }) {
             // A full counter or buffer: the peer has a signal pending anyway.
             Ok(()) | Err(Errno::EAGAIN) => Ok(()),
             Err(_) if self.failure_reported.swap(true, Ordering::Relaxed) => Ok(()),
@@ -101,18 +128,16 @@ impl SignalFd {
     }
 }
 
-fn send_quietly(fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    use nix::sys::socket::{MsgFlags, send};
-    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    send(fd.as_raw_fd(), &1u64.to_ne_bytes(), flags).map(drop)
+fn write_one(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    nix::unistd::write(fd, &1u64.to_ne_bytes()).map(drop)
 }
 
-/// A pipe has no MSG_NOSIGNAL, so SIGPIPE is blocked around the write and a new one taken off the queue.
+/// SIGPIPE is blocked around the write, and a new one taken off the queue.
 fn write_quietly(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut pipe = SigSet::empty();
     pipe.add(Signal::SIGPIPE);
     let before = pipe.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-    let result = nix::unistd::write(fd, &1u64.to_ne_bytes()).map(drop);
+    let result = write_one(fd);
     if result == Err(Errno::EPIPE) && !before.contains(Signal::SIGPIPE) {
         take_pending(&pipe);
     }
@@ -134,25 +159,32 @@ mod tests {
     use super::*;
     use nix::sys::eventfd::{EfdFlags, EventFd};
 
-    fn value(fd: &EventFd) -> Result<u64, Errno> {
-        fd.read()
+    fn eventfd() -> EventFd {
+        EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap()
+    }
+
+    fn owned(fd: &impl AsFd) -> OwnedFd {
+        fd.as_fd().try_clone_to_owned().unwrap()
+    }
+
+    fn closed_pipe() -> OwnedFd {
+        nix::unistd::pipe().unwrap().1
     }
 
     #[test]
     fn replacing_keeps_the_number_and_signals_the_new_file() {
         let signal = SignalFd::new();
-        let first = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-        let second = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-        signal.set(first.as_fd().try_clone_to_owned().unwrap()).unwrap();
-        let number = signal.raw.load(Ordering::Relaxed);
-        signal.set(second.as_fd().try_clone_to_owned().unwrap()).unwrap();
-        assert_eq!(signal.raw.load(Ordering::Relaxed), number);
+        let (first, second, placeholder) = (eventfd(), eventfd(), eventfd());
+        signal.set(owned(&first), placeholder.as_fd()).unwrap();
+        let number = signal.quiet.raw.load(Ordering::Relaxed);
+        signal.set(owned(&second), placeholder.as_fd()).unwrap();
+        assert_eq!(signal.quiet.raw.load(Ordering::Relaxed), number);
         signal.signal().unwrap();
-        assert_eq!(value(&first), Err(Errno::EAGAIN));
-        assert_eq!(value(&second), Ok(1));
-        signal.clear(first.as_fd());
+        assert_eq!(first.read(), Err(Errno::EAGAIN));
+        assert_eq!(second.read(), Ok(1));
+        signal.clear(placeholder.as_fd());
         signal.signal().unwrap();
-        assert_eq!(value(&first), Err(Errno::EAGAIN));
+        assert_eq!(second.read(), Err(Errno::EAGAIN));
     }
 
     #[test]
@@ -160,21 +192,33 @@ mod tests {
         let full = EventFd::from_value_and_flags(0, EfdFlags::empty()).unwrap();
         full.write(u64::MAX - 1).unwrap();
         let signal = SignalFd::new();
-        signal.set(full.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        signal.set(owned(&full), eventfd().as_fd()).unwrap();
         assert_eq!(signal.signal(), Ok(()));
     }
 
     #[test]
     fn a_closed_pipe_or_socket_is_reported_once_and_raises_nothing() {
-        let (reader, writer) = nix::unistd::pipe().unwrap();
-        drop(reader);
-        let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
-        drop(b);
-        for fd in [writer, OwnedFd::from(a)] {
+        let (socket, peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        drop(peer);
+        for fd in [closed_pipe(), OwnedFd::from(socket)] {
             let signal = SignalFd::new();
-            signal.set(fd).unwrap();
+            signal.set(fd, eventfd().as_fd()).unwrap();
             assert_eq!(signal.signal(), Err(Errno::EPIPE));
             assert_eq!(signal.signal(), Ok(()), "reported twice");
         }
+    }
+
+    /// A completion that has read "quiet" and is overtaken by SET_VRING_CALL with a closed pipe.
+    #[test]
+    fn a_write_that_saw_the_old_kind_never_reaches_a_pipe() {
+        let signal = SignalFd::new();
+        let placeholder = eventfd();
+        signal.set(owned(&eventfd()), placeholder.as_fd()).unwrap();
+        let seen = signal.quiet.raw.load(Ordering::Relaxed) as i32;
+        signal.set(closed_pipe(), placeholder.as_fd()).unwrap();
+        assert_ne!(signal.loud.raw.load(Ordering::Relaxed) as i32, seen);
+        // SAFETY: the number is open as long as `signal`.
+        assert_eq!(write_one(unsafe { BorrowedFd::borrow_raw(seen) }), Ok(()));
+        assert_eq!(placeholder.read(), Ok(1));
     }
 }

@@ -1,0 +1,52 @@
+//! Changing who an owner word names, and telling the context that must act on it.
+
+use crate::shared::Shared;
+use crate::sync::Arc;
+use crate::virtqueue::Queue;
+
+use super::core::Mail;
+use super::owner::{CtxId, State, Transition};
+use super::registry;
+
+/// Keeps the books, and tells the context that must act.
+pub(crate) fn told(transition: &Transition, mail: impl FnOnce() -> Mail) {
+    registry::account(transition);
+    if matches!(transition.after.state, State::Recalled | State::Offered)
+        && let Some(context) = registry::get(transition.after.context)
+    {
+        context.post(mail());
+    }
+}
+
+/// Any thread: where the queue shall live.
+pub(crate) fn set_queue_target(queue: &Arc<Queue>, target: CtxId) {
+    if let Some(transition) = queue.owner.set_target(target) {
+        told(&transition, || Mail::Queue(queue.clone()));
+    }
+}
+
+/// Any thread: where the events shall be delivered.
+pub(crate) fn set_stream_target(shared: &Arc<Shared>, target: CtxId) {
+    if let Some(transition) = shared.stream.owner.set_target(target) {
+        told(&transition, || Mail::Stream(shared.clone()));
+    }
+}
+
+/// Offers the pending events to the home context.
+pub(crate) fn offer_stream(shared: &Arc<Shared>) {
+    if shared.stream.is_empty() {
+        return;
+    }
+    match shared.stream.owner.offer() {
+        Some(transition) => told(&transition, || Mail::Stream(shared.clone())),
+        None => {
+            // It may be there already, and about to be handed back: a letter makes it look once more.
+            let ownership = shared.stream.owner.load();
+            if ownership.state != State::Internal
+                && let Some(context) = registry::get(ownership.context)
+            {
+                context.post(Mail::Stream(shared.clone()));
+            }
+        }
+    }
+}
