@@ -31,7 +31,11 @@ impl ConfigSpace {
             )));
         }
         writable.resize(bytes.len(), 0);
-        Ok(ConfigSpace { own: bytes.clone(), bytes, writable })
+        Ok(ConfigSpace {
+            own: bytes.clone(),
+            bytes,
+            writable,
+        })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -81,10 +85,11 @@ impl ConfigSpace {
     /// The driver's write: only where it may. Migration restores what it finds.
     pub(crate) fn write(&mut self, offset: u32, bytes: &[u8], migration: bool) -> Result<()> {
         let range = self.range(offset, bytes.len())?;
-        if !migration
-            && let Some(at) = range.clone().find(|&at| self.writable[at] == 0)
-        {
-            return Err(Error::new(libc::EPERM, format!("config byte {at} is read-only")));
+        if !migration && let Some(at) = range.clone().find(|&at| self.writable[at] == 0) {
+            return Err(Error::new(
+                libc::EPERM,
+                format!("config byte {at} is read-only"),
+            ));
         }
         self.bytes[range].copy_from_slice(bytes);
         Ok(())
@@ -114,13 +119,21 @@ mod tests {
     fn the_driver_writes_only_what_it_may() {
         let mut space = space();
         assert!(space.write(1, &[9, 9], false).is_err());
-        assert_eq!(space.get(0, 8).unwrap(), [0, 1, 2, 3, 4, 5, 6, 7], "nothing changed");
+        assert_eq!(
+            space.get(0, 8).unwrap(),
+            [0, 1, 2, 3, 4, 5, 6, 7],
+            "nothing changed"
+        );
         space.write(2, &[9, 9], false).unwrap();
         space.write(0, &[8], true).unwrap();
         assert_eq!(space.get(0, 4).unwrap(), [8, 1, 9, 9]);
         space.set(3, &[7]).unwrap();
         space.reset();
-        assert_eq!(space.get(0, 4).unwrap(), [0, 1, 2, 7], "the application's change stays");
+        assert_eq!(
+            space.get(0, 4).unwrap(),
+            [0, 1, 2, 7],
+            "the application's change stays"
+        );
     }
 
     #[test]

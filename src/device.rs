@@ -104,6 +104,7 @@ pub trait Device: Send + Sync + 'static {
     /// The stop that [`Server::request_stop`](crate::Server::request_stop) began is complete.
     fn stopped(&self) {}
 
-    /// Exactly once, when the server is freed: no callback follows. Called on the freeing thread.
+    /// Exactly once, when the server is freed: no callback follows. Called on the freeing thread, or on the
+    /// internal one if a running server was dropped inside a callback.
     fn destroy(&self) {}
 }

@@ -60,9 +60,6 @@ impl From<nix::errno::Errno> for Error {
 
 impl From<Error> for std::io::Error {
     fn from(error: Error) -> Self {
-        std::io::Error::new(
-            std::io::Error::from_raw_os_error(error.errno).kind(),
-            error,
-        )
+        std::io::Error::new(std::io::Error::from_raw_os_error(error.errno).kind(), error)
     }
 }

@@ -72,6 +72,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) logger: Logger,
     device: Box<dyn Device>,
+    /// The handle is gone: the internal thread frees the server when it is down.
+    abandoned: AtomicBool,
     /// Set when the server is freed: no callback after it.
     destroyed: AtomicBool,
     /// Threads that are about to call `wake`, or inside it.
@@ -113,6 +115,7 @@ impl Shared {
             config,
             logger,
             device,
+            abandoned: AtomicBool::new(false),
             destroyed: AtomicBool::new(false),
             waking: AtomicUsize::new(0),
             poisoned: AtomicBool::new(false),
@@ -168,9 +171,21 @@ impl Shared {
     /// The server may be freed now and here.
     pub(crate) fn check_free(&self) -> Result<()> {
         if callback::keeps(self.id()) {
-            return Err(Error::new(libc::EDEADLK, "free inside a callback of the same server"));
+            return Err(Error::new(
+                libc::EDEADLK,
+                "free inside a callback of the same server",
+            ));
         }
         self.lifecycle.check_idle()
+    }
+
+    /// Before the stop that follows is asked for.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
     }
 
     pub(crate) fn poison(&self) {
@@ -187,7 +202,10 @@ impl Shared {
 
     pub(crate) fn check_poison(&self) -> Result<()> {
         if self.is_poisoned() {
-            return Err(Error::new(libc::ENOTRECOVERABLE, "a callback of the device panicked"));
+            return Err(Error::new(
+                libc::ENOTRECOVERABLE,
+                "a callback of the device panicked",
+            ));
         }
         Ok(())
     }
@@ -228,7 +246,9 @@ impl Shared {
         if !Arc::ptr_eq(place, orphan) {
             return None;
         }
-        self.retired.lock().push(std::mem::replace(place, fresh.clone()));
+        self.retired
+            .lock()
+            .push(std::mem::replace(place, fresh.clone()));
         Some(fresh)
     }
 

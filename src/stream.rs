@@ -11,13 +11,30 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     Connected,
-    FeaturesAcked { features: u64, protocol_features: u64 },
-    ConfigWritten { offset: u32, size: u32 },
+    FeaturesAcked {
+        features: u64,
+        protocol_features: u64,
+    },
+    ConfigWritten {
+        offset: u32,
+        size: u32,
+    },
     Reset,
-    QueueStopped { index: u32 },
-    RingBroken { index: u32, errno: i32, reason: String },
-    Orphaned { index: u32 },
-    Disconnected { errno: i32, reason: String },
+    QueueStopped {
+        index: u32,
+    },
+    RingBroken {
+        index: u32,
+        errno: i32,
+        reason: String,
+    },
+    Orphaned {
+        index: u32,
+    },
+    Disconnected {
+        errno: i32,
+        reason: String,
+    },
     Stopped,
 }
 
@@ -75,7 +92,9 @@ impl Stream {
             *s = end - *o;
             return *number;
         }
-        pending.events.retain(|(_, earlier)| !event.replaces(earlier));
+        pending
+            .events
+            .retain(|(_, earlier)| !event.replaces(earlier));
         pending.pushed += 1;
         let number = pending.pushed;
         pending.events.push_back((number, event));
@@ -113,7 +132,11 @@ impl Stream {
         self.delivering.store(false, Ordering::Relaxed);
         // An event that a newer one replaced left no number behind, so an empty stream has delivered all.
         let pending = self.pending.lock();
-        let upto = if pending.events.is_empty() { pending.pushed } else { number };
+        let upto = if pending.events.is_empty() {
+            pending.pushed
+        } else {
+            number
+        };
         // Not backwards: everything may have been dropped meanwhile.
         self.delivered.fetch_max(upto, Ordering::Release);
     }
@@ -125,7 +148,10 @@ impl Stream {
     /// The connection came and went unnoticed: nobody need hear of it.
     pub(crate) fn drop_if_connection_unseen(&self) -> bool {
         let mut pending = self.pending.lock();
-        let unseen = pending.events.iter().any(|(_, event)| *event == Event::Connected);
+        let unseen = pending
+            .events
+            .iter()
+            .any(|(_, event)| *event == Event::Connected);
         if unseen {
             self.drop_all(&mut pending);
         }
@@ -156,7 +182,10 @@ mod tests {
             stream.push(Event::ConfigWritten { offset, size: 2 });
         }
         for features in [1, 2] {
-            stream.push(Event::FeaturesAcked { features, protocol_features: 0 });
+            stream.push(Event::FeaturesAcked {
+                features,
+                protocol_features: 0,
+            });
         }
         for index in [0, 1, 0] {
             stream.push(Event::QueueStopped { index });
@@ -172,7 +201,10 @@ mod tests {
             [
                 Event::Connected,
                 Event::ConfigWritten { offset: 2, size: 8 },
-                Event::FeaturesAcked { features: 2, protocol_features: 0 },
+                Event::FeaturesAcked {
+                    features: 2,
+                    protocol_features: 0
+                },
                 Event::QueueStopped { index: 1 },
                 Event::QueueStopped { index: 0 },
             ]

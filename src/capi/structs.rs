@@ -21,7 +21,7 @@ pub(super) unsafe trait Extensible: Copy {
 }
 
 fn check_size<T: Extensible>(size: usize) -> Result<()> {
-    if size < size_of::<usize>() || size % align_of::<T>() != 0 {
+    if size < size_of::<usize>() || !size.is_multiple_of(align_of::<T>()) {
         return Err(Error::invalid(format!(
             "{}.struct_size {size}: not the size of any version of it",
             T::NAME

@@ -69,8 +69,7 @@ impl Context {
     /// # Errors
     /// `EBUSY` while another thread dispatches; `ENOTSUP` for other kinds.
     pub fn dispatch(&self, timeout: Option<Duration>) -> Result<usize> {
-        let timeout_ms =
-            timeout.map_or(-1, |t| i32::try_from(t.as_millis()).unwrap_or(i32::MAX));
+        let timeout_ms = timeout.map_or(-1, |t| i32::try_from(t.as_millis()).unwrap_or(i32::MAX));
         self.core.dispatch(timeout_ms)
     }
 
@@ -93,7 +92,10 @@ impl Context {
     /// `ENOTSUP` for other kinds than the embedded epoll loop.
     pub fn set_busy_poll(&self, max: Duration) -> Result<()> {
         if !self.core.is_epoll() {
-            return Err(Error::new(libc::ENOTSUP, "busy polling: not in this kind of context"));
+            return Err(Error::new(
+                libc::ENOTSUP,
+                "busy polling: not in this kind of context",
+            ));
         }
         let ns = u64::try_from(max.as_nanos()).unwrap_or(u64::MAX);
         self.core.busy_poll_ns.store(ns, Ordering::Relaxed);
@@ -125,7 +127,10 @@ impl Context {
 
     pub(crate) fn watch_shared(&self, fd: RawFd, events: u32, callback: UserWatch) -> Result<()> {
         if !self.core.is_epoll() {
-            return Err(Error::new(libc::ENOTSUP, "watch: not in this kind of context"));
+            return Err(Error::new(
+                libc::ENOTSUP,
+                "watch: not in this kind of context",
+            ));
         }
         if fd < 0 {
             return Err(Error::new(libc::EBADF, format!("fd {fd}: negative")));
@@ -133,7 +138,9 @@ impl Context {
         if self.core.user_slot(fd).is_some() {
             self.unwatch(fd)?;
         }
-        self.core.watch(fd, events, Target::User(fd, callback)).map(drop)
+        self.core
+            .watch(fd, events, Target::User(fd, callback))
+            .map(drop)
     }
 
     /// Ends a watch of the program's own.

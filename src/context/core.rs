@@ -6,9 +6,7 @@ use std::sync::Weak;
 
 use crate::error::{Error, Result};
 use crate::shared::{Doorbell, Shared};
-use crate::sync::{
-    Arc, AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering, thread_id,
-};
+use crate::sync::{Arc, AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering, thread_id};
 use crate::virtqueue::Queue;
 
 use super::event_loop::Kind;
@@ -153,7 +151,9 @@ impl ContextCore {
             return None;
         }
         // Acquire: as in `enter`.
-        self.dispatcher.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        self.dispatcher
+            .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
+            .ok()?;
         let hold = Hold(Some(&self.dispatcher));
         // Another thread may have dispatched in between.
         self.is_owned_by(me).then_some(hold)
@@ -185,7 +185,8 @@ impl ContextCore {
                 ));
             }
         }
-        self.depth.store(self.depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.depth
+            .store(self.depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         Ok(Dispatch {
             context: self,
             reads_mail: true,
@@ -351,7 +352,10 @@ impl ContextCore {
             self.let_orphans_go();
         }
         if !registry::remove(self.id) {
-            return Err(Error::new(libc::EBUSY, "a server is attached to the context"));
+            return Err(Error::new(
+                libc::EBUSY,
+                "a server is attached to the context",
+            ));
         }
         self.freed.store(true, Ordering::Release);
         let slots = std::mem::take(&mut self.inner.lock().slots);

@@ -31,10 +31,8 @@ impl EpollLoop {
     pub(super) fn set_watch(&self, fd: RawFd, events: u32, slot: Arc<WatchSlot>) -> Result<()> {
         let index = usize::try_from(fd)
             .map_err(|_| Error::new(libc::EBADF, format!("fd {fd}: negative")))?;
-        let mut event = EpollEvent::new(
-            EpollFlags::from_bits_truncate(events as i32),
-            index as u64,
-        );
+        let mut event =
+            EpollEvent::new(EpollFlags::from_bits_truncate(events as i32), index as u64);
         match self.epoll.add(borrow(fd), event) {
             Err(Errno::EEXIST) => self.epoll.modify(borrow(fd), &mut event)?,
             other => other?,

@@ -174,7 +174,10 @@ mod models {
                 sender.join().unwrap();
             }
             let rung = shared.1.load(Ordering::Acquire);
-            assert!(seen == 2 || rung, "a letter waits for a doorbell that nobody rang");
+            assert!(
+                seen == 2 || rung,
+                "a letter waits for a doorbell that nobody rang"
+            );
             assert_eq!(seen + shared.0.len(), 2);
         });
     }

@@ -28,6 +28,6 @@ mod watch;
 #[cfg(not(loom))]
 pub(crate) use self::core::{ContextCore, Mail};
 #[cfg(not(loom))]
-pub use self::{api::Context, event_loop::EventLoop, watch::Watch};
-#[cfg(not(loom))]
 pub(crate) use self::watch::WatchSlot;
+#[cfg(not(loom))]
+pub use self::{api::Context, event_loop::EventLoop, watch::Watch};

@@ -224,7 +224,12 @@ mod tests {
 
     #[test]
     fn encoding_round_trips_at_the_limits() {
-        for state in [State::Internal, State::Offered, State::Owned, State::Recalled] {
+        for state in [
+            State::Internal,
+            State::Offered,
+            State::Owned,
+            State::Recalled,
+        ] {
             let ownership = Ownership {
                 state,
                 context: ctx(CtxId::MAX),

@@ -94,7 +94,11 @@ pub(crate) fn owned_by(thread: usize) -> Vec<Arc<ContextCore>> {
     // Two statements: a context whose last reference this is must not be dropped under the lock.
     let mut contexts: Vec<_> = {
         let contexts = CONTEXTS.lock();
-        contexts.iter().flatten().filter_map(|entry| entry.context.upgrade()).collect()
+        contexts
+            .iter()
+            .flatten()
+            .filter_map(|entry| entry.context.upgrade())
+            .collect()
     };
     contexts.retain(|context| context.is_owned_by(thread));
     contexts

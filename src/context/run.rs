@@ -18,7 +18,10 @@ const LOOKS_PER_POLL: u32 = 128;
 
 impl ContextCore {
     fn unsupported(&self, what: &str) -> Error {
-        Error::new(libc::ENOTSUP, format!("{what}: not in this kind of context"))
+        Error::new(
+            libc::ENOTSUP,
+            format!("{what}: not in this kind of context"),
+        )
     }
 
     /// One round of the embedded epoll loop; how many descriptors were ready. The caller may wait for the
@@ -68,7 +71,10 @@ impl ContextCore {
         let Kind::Epoll(epoll) = &self.kind else {
             return Ok(0);
         };
-        let window = self.busy_window_ns.load(Ordering::Relaxed).clamp(SHORTEST_WINDOW_NS.min(max), max);
+        let window = self
+            .busy_window_ns
+            .load(Ordering::Relaxed)
+            .clamp(SHORTEST_WINDOW_NS.min(max), max);
         let window_ns = Duration::from_nanos(window);
         let mut until = Instant::now() + window_ns;
         let last = until + window_ns * WINDOWS_A_ROUND;
@@ -95,8 +101,15 @@ impl ContextCore {
             }
         }
         // It paid: look longer the next time. It did not: half as long.
-        let next = if served > 0 { window.saturating_mul(2) } else { window / 2 };
-        self.busy_window_ns.store(next.clamp(SHORTEST_WINDOW_NS.min(max), max), Ordering::Relaxed);
+        let next = if served > 0 {
+            window.saturating_mul(2)
+        } else {
+            window / 2
+        };
+        self.busy_window_ns.store(
+            next.clamp(SHORTEST_WINDOW_NS.min(max), max),
+            Ordering::Relaxed,
+        );
         Ok(served)
     }
 

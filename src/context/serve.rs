@@ -157,7 +157,8 @@ impl ContextCore {
             return Ok(None);
         }
         let target = Target::Kick(queue.clone(), kick.clone());
-        self.watch(kick.raw(), libc::POLLIN as u32, target).map(Some)
+        self.watch(kick.raw(), libc::POLLIN as u32, target)
+            .map(Some)
     }
 
     /// Hands a queue back, unless its `kick` is on the stack: then it goes when that returns.
@@ -167,7 +168,10 @@ impl ContextCore {
         }
         let held = {
             let mut inner = self.inner.lock();
-            let at = inner.held.iter().position(|held| Arc::ptr_eq(&held.queue, queue));
+            let at = inner
+                .held
+                .iter()
+                .position(|held| Arc::ptr_eq(&held.queue, queue));
             at.map(|at| inner.held.swap_remove(at))
         };
         let Some(held) = held else {
@@ -211,7 +215,12 @@ impl ContextCore {
         };
         let orphans: Vec<_> = {
             let inner = self.inner.lock();
-            inner.held.iter().map(|held| held.queue.clone()).filter(|q| q.is_orphaned()).collect()
+            inner
+                .held
+                .iter()
+                .map(|held| held.queue.clone())
+                .filter(|q| q.is_orphaned())
+                .collect()
         };
         for queue in orphans {
             this.give_up(&queue);
@@ -262,7 +271,9 @@ impl ContextCore {
         queue.disable_notifications();
         queue.set_in_kick(true);
         let answer = self.call_out(|| {
-            queue.server.call(|device| device.kick(&mut Virtqueue::lend(queue)))
+            queue
+                .server
+                .call(|device| device.kick(&mut Virtqueue::lend(queue)))
         });
         queue.set_in_kick(false);
         // The caller of a callback that has unwound or has lost the queue finds the same below.

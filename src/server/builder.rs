@@ -140,11 +140,7 @@ impl ServerBuilder {
     }
 
     /// Where log lines up to `level` go. Silent by default.
-    pub fn log(
-        mut self,
-        level: Level,
-        sink: impl Fn(Level, &str) + Send + Sync + 'static,
-    ) -> Self {
+    pub fn log(mut self, level: Level, sink: impl Fn(Level, &str) + Send + Sync + 'static) -> Self {
         self.log_level = Some(level);
         self.log = Some(Box::new(sink));
         self
@@ -161,7 +157,8 @@ impl ServerBuilder {
     /// # Errors
     /// `EINVAL` naming the field; `EMFILE`.
     pub fn build(self, device: impl Device) -> Result<Server> {
-        self.build_boxed(Box::new(device)).map_err(|(error, _)| error)
+        self.build_boxed(Box::new(device))
+            .map_err(|(error, _)| error)
     }
 
     /// On an error the device comes back, so that its owner can let it go in its own way.
@@ -177,7 +174,10 @@ impl ServerBuilder {
             Err(error) => return Err((error, device)),
         };
         let logger = Logger::new(self.log_level, self.log.take());
-        match self.check().and_then(|config| Ok((config, Doorbell::new()?))) {
+        match self
+            .check()
+            .and_then(|config| Ok((config, Doorbell::new()?)))
+        {
             Ok((config, internal)) => {
                 let shared = Shared::new(config, logger, config_space, device, internal);
                 Ok(Server::from_shared(shared))
@@ -193,13 +193,21 @@ impl ServerBuilder {
                 self.queues
             )));
         }
-        let size = if self.max_queue_size == 0 { MAX_QUEUE_SIZE } else { self.max_queue_size };
+        let size = if self.max_queue_size == 0 {
+            MAX_QUEUE_SIZE
+        } else {
+            self.max_queue_size
+        };
         if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
             return Err(Error::invalid(format!(
                 "max_queue_size {size}: not a power of two up to {MAX_QUEUE_SIZE}"
             )));
         }
-        let stage_max = if self.stage_max == 0 { DEFAULT_STAGE } else { self.stage_max };
+        let stage_max = if self.stage_max == 0 {
+            DEFAULT_STAGE
+        } else {
+            self.stage_max
+        };
         if stage_max > MAX_STAGE {
             return Err(Error::invalid(format!(
                 "stage_max {stage_max}: more than {MAX_STAGE}"
@@ -232,7 +240,9 @@ impl ServerBuilder {
 
 impl std::fmt::Debug for ServerBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServerBuilder").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("ServerBuilder")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 

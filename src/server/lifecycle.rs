@@ -150,7 +150,11 @@ impl Lifecycle {
         if inner.state != State::Stopping {
             return false;
         }
-        if !inner.waiting.iter().any(|other| Arc::ptr_eq(other, context)) {
+        if !inner
+            .waiting
+            .iter()
+            .any(|other| Arc::ptr_eq(other, context))
+        {
             inner.waiting.push(context.clone());
         }
         true

@@ -55,8 +55,7 @@ impl Server {
         self.shared.check_poison()?;
         self.check_not_in_callback("start")?;
         self.shared.lifecycle.check_idle()?;
-        let listener =
-            Listener::open(address).map_err(|e| Error::new(e.errno(), e.to_string()))?;
+        let listener = Listener::open(address).map_err(|e| Error::new(e.errno(), e.to_string()))?;
         self.shared.lifecycle.begin()?;
         self.join();
         self.shared.stream.clear();
@@ -125,12 +124,18 @@ impl Server {
         self.check_not_in_callback("detach")?;
         self.shared.lifecycle.check_running()?;
         let queues = self.shared.queues();
-        let before: Vec<CtxId> = queues.iter().map(|queue| queue.owner.load().target).collect();
+        let before: Vec<CtxId> = queues
+            .iter()
+            .map(|queue| queue.owner.load().target)
+            .collect();
         let home = self.shared.stream.owner.load().target;
         self.check_holders(&queues)?;
         self.set_all_targets(CtxId::NONE);
         // A context may have taken an offer since the check, or another thread a context.
-        if let Err(error) = self.check_holders(&queues).and_then(|()| self.give_up_here(&queues)) {
+        if let Err(error) = self
+            .check_holders(&queues)
+            .and_then(|()| self.give_up_here(&queues))
+        {
             for (queue, target) in queues.iter().zip(before) {
                 set_queue_target(queue, target);
             }
@@ -144,7 +149,10 @@ impl Server {
 
     /// Everything that is held is held by a context of the calling thread's.
     fn check_holders(&self, queues: &[Arc<Queue>]) -> Result<()> {
-        let words = queues.iter().map(|queue| &queue.owner).chain([&self.shared.stream.owner]);
+        let words = queues
+            .iter()
+            .map(|queue| &queue.owner)
+            .chain([&self.shared.stream.owner]);
         for ownership in words.map(|word| word.load()) {
             if is_held(ownership)
                 && registry::get(ownership.context).is_some_and(|c| !c.is_owned_by(thread_id()))
@@ -307,9 +315,9 @@ fn is_held(ownership: Ownership) -> bool {
 impl Drop for Server {
     fn drop(&mut self) {
         if !self.is_stopped() && self.stop().is_err() {
-            // Inside a callback: the internal thread finishes on its own.
+            // Inside a callback, or where a stop cannot wait: the internal thread finishes on its own.
+            self.shared.abandon();
             let _ = self.request_stop();
-            self.shared.logger.error(format_args!("the server is dropped while it runs"));
             return;
         }
         self.join();
@@ -320,6 +328,11 @@ impl Drop for Server {
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Server({}, {:?})", self.shared.config.name, self.shared.lifecycle.state())
+        write!(
+            f,
+            "Server({}, {:?})",
+            self.shared.config.name,
+            self.shared.lifecycle.state()
+        )
     }
 }

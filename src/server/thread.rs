@@ -18,16 +18,20 @@ use crate::stats::count;
 use crate::stream::Event;
 use crate::sync::Arc;
 
-
 /// Starts the thread with every signal blocked.
 pub(super) fn spawn(shared: Arc<Shared>, listener: Listener) -> Result<JoinHandle<()>> {
     let name = format!("vu-{}", shared.config.name);
     // A new thread inherits the mask, so there is no moment in which it could take a signal.
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-    let spawned = std::thread::Builder::new().name(name).spawn(move || run(&shared, listener));
+    let spawned = std::thread::Builder::new()
+        .name(name)
+        .spawn(move || run(&shared, listener));
     before.thread_set_mask()?;
     spawned.map_err(|e| {
-        Error::new(e.raw_os_error().unwrap_or(libc::EAGAIN), format!("internal thread: {e}"))
+        Error::new(
+            e.raw_os_error().unwrap_or(libc::EAGAIN),
+            format!("internal thread: {e}"),
+        )
     })
 }
 
@@ -40,7 +44,9 @@ fn run(shared: &Arc<Shared>, mut listener: Listener) {
         let served = catch_unwind(AssertUnwindSafe(|| session::serve(shared, connection)));
         if served.is_err() {
             // A bug of the library's own: the process lives on, the server says so and waits for its stop.
-            shared.logger.error(format_args!("internal error while serving a front-end"));
+            shared
+                .logger
+                .error(format_args!("internal error while serving a front-end"));
             wait_for_stop(shared);
         }
     }
@@ -108,4 +114,8 @@ fn finish(shared: &Arc<Shared>) {
         shared.lifecycle.end();
     }
     shared.wake();
+    if shared.is_abandoned() {
+        set_stream_target(shared, CtxId::NONE);
+        shared.destroy();
+    }
 }

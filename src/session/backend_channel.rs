@@ -21,8 +21,7 @@ pub(super) struct BackendChannel {
 impl BackendChannel {
     /// Accepts a connected UNIX stream socket that is not `connection` itself.
     fn new(fd: OwnedFd, connection: BorrowedFd<'_>) -> Result<Self> {
-        let invalid =
-            |what: &str| Error::invalid(format!("back-end channel descriptor: {what}"));
+        let invalid = |what: &str| Error::invalid(format!("back-end channel descriptor: {what}"));
         let kind = getsockopt(&fd, sockopt::SockType).map_err(|_| invalid("not a socket"))?;
         let local = getsockname::<UnixAddr>(fd.as_raw_fd()).ok();
         if kind != SockType::Stream || local.is_none() {
@@ -51,12 +50,8 @@ impl BackendChannel {
     /// Tells the front-end to read the config space again. One message is enough until it was sent.
     pub(super) fn send_config_change(&mut self) {
         if !self.transport.wants_write() {
-            let request = Message::request(
-                backend_id::CONFIG_CHANGE_MSG,
-                false,
-                Vec::new(),
-                Vec::new(),
-            );
+            let request =
+                Message::request(backend_id::CONFIG_CHANGE_MSG, false, Vec::new(), Vec::new());
             self.transport.enqueue(request);
         }
         self.flush();
@@ -114,7 +109,9 @@ impl Session {
         };
         if lost {
             self.backend = None;
-            self.shared.logger.info(format_args!("the front-end closed the back-end channel"));
+            self.shared
+                .logger
+                .info(format_args!("the front-end closed the back-end channel"));
         }
     }
 }

@@ -11,7 +11,11 @@ impl Session {
     pub(super) fn get_config(&mut self, message: &mut Message) -> Handled {
         let access = ConfigAccess::decode(&message.body)?;
         let size = access.payload.len() as u32;
-        let payload = self.shared.config_space.lock().read_padded(access.offset, size);
+        let payload = self
+            .shared
+            .config_space
+            .lock()
+            .read_padded(access.offset, size);
         let reply = ConfigAccess {
             offset: access.offset,
             flags: access.flags,

@@ -107,7 +107,11 @@ impl Session {
             requests::request_name(request),
             header.size,
             message.fds.len(),
-            if header.need_reply() { ", need_reply" } else { "" }
+            if header.need_reply() {
+                ", need_reply"
+            } else {
+                ""
+            }
         ));
         let spec = requests::lookup(request);
         match self.try_handle(spec, &mut message) {
@@ -118,7 +122,9 @@ impl Session {
             Err(Fault::Refuse(error)) => {
                 count(&self.shared.counters.refusals);
                 let name = requests::request_name(request);
-                self.shared.logger.warning(format_args!("{name} ({request}) refused: {error}"));
+                self.shared
+                    .logger
+                    .warning(format_args!("{name} ({request}) refused: {error}"));
                 match error_reply(spec, request, header.size, wants_ack) {
                     Some(reply) => Ok(Some(reply)),
                     None => Err(End::Failed(Error::new(
@@ -133,7 +139,10 @@ impl Session {
     fn try_handle(&mut self, spec: Option<&RequestSpec>, message: &mut Message) -> Handled {
         let Some(spec) = spec else {
             let request = message.header.request;
-            return Err(Fault::refuse(libc::ENOSYS, format!("request {request}: unknown")));
+            return Err(Fault::refuse(
+                libc::ENOSYS,
+                format!("request {request}: unknown"),
+            ));
         };
         spec.check(&message.body, message.fds.len())
             .map_err(|e| Fault::refuse(libc::EINVAL, e.to_string()))?;
@@ -211,7 +220,10 @@ mod tests {
         let refused = |id, ack| {
             error_reply(requests::lookup(id), id, 12, ack).map(|m| (m.header.request, m.body.len()))
         };
-        assert_eq!(refused(id::SET_VRING_NUM, true), Some((id::SET_VRING_NUM, 8)));
+        assert_eq!(
+            refused(id::SET_VRING_NUM, true),
+            Some((id::SET_VRING_NUM, 8))
+        );
         assert_eq!(refused(id::SET_VRING_NUM, false), None);
         assert_eq!(refused(id::GET_CONFIG, false), Some((id::GET_CONFIG, 0)));
         assert_eq!(refused(id::GET_VRING_BASE, true), None);

@@ -1,9 +1,9 @@
 //! What the internal thread does whenever it wakes: offer what can be offered, report what broke, pass on
 //! what changed.
 
-use crate::context::owner::State;
 use crate::context::Mail;
 use crate::context::hand_over::{offer_stream, told};
+use crate::context::owner::State;
 use crate::device::StopReason;
 use crate::error::Error;
 use crate::shared::Announcement;
@@ -83,7 +83,9 @@ impl Session {
             queue.retire();
             queue.signal_error();
             count(&self.shared.counters.broken_rings);
-            self.shared.logger.warning(format_args!("{failure}; the ring is stopped"));
+            self.shared
+                .logger
+                .warning(format_args!("{failure}; the ring is stopped"));
             self.shared.stream.push(Event::RingBroken {
                 index: queue.index,
                 errno: failure.errno(),

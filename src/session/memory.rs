@@ -28,7 +28,10 @@ impl From<MemoryError> for Fault {
 /// The acknowledgement marker of postcopy has no meaning without postcopy.
 fn refuse_marker(message: &Message) -> Result<(), Fault> {
     if is_postcopy_marker(&message.body) {
-        return Err(Fault::refuse(libc::EINVAL, "postcopy marker without postcopy"));
+        return Err(Fault::refuse(
+            libc::EINVAL,
+            "postcopy marker without postcopy",
+        ));
     }
     Ok(())
 }
@@ -43,8 +46,12 @@ impl Session {
     pub(super) fn set_mem_table(&mut self, message: &mut Message) -> Handled {
         refuse_marker(message)?;
         let table = MemTable::decode(&message.body)?;
-        let regions: Vec<_> =
-            table.regions.iter().map(desc).zip(message.fds.drain(..)).collect();
+        let regions: Vec<_> = table
+            .regions
+            .iter()
+            .map(desc)
+            .zip(message.fds.drain(..))
+            .collect();
         let current = self.shared.table.current();
         let next = current.replaced(&regions, self.policy(), current.generation() + 1)?;
         self.publish(next)?;
@@ -60,7 +67,10 @@ impl Session {
         refuse_marker(message)?;
         let SingleRegion(region) = SingleRegion::decode_add(&message.body)?;
         let Some(fd) = message.fds.first() else {
-            return Err(Fault::refuse(libc::EINVAL, "memory region without a descriptor"));
+            return Err(Fault::refuse(
+                libc::EINVAL,
+                "memory region without a descriptor",
+            ));
         };
         let current = self.shared.table.current();
         let next = current.with_added(
@@ -95,7 +105,10 @@ impl Session {
     /// Makes `table` the current one. When this returns, no pop uses an older one; what is mapped only in
     /// older ones goes with its last element and the last queue's pin.
     fn publish(&mut self, table: RegionTable) -> Result<(), End> {
-        self.shared.counters.memory_regions.store(table.len() as u64, Ordering::Relaxed);
+        self.shared
+            .counters
+            .memory_regions
+            .store(table.len() as u64, Ordering::Relaxed);
         self.shared.table.publish(table);
         let table = self.shared.table.current();
         for queue in self.shared.queues() {

@@ -73,7 +73,9 @@ pub(crate) fn serve(shared: &Arc<Shared>, connection: OwnedFd) {
     let mut session = Session {
         shared: shared.clone(),
         transport: Transport::new(connection, Expect::Requests),
-        vrings: (0..shared.config.num_queues).map(|_| Vring::default()).collect(),
+        vrings: (0..shared.config.num_queues)
+            .map(|_| Vring::default())
+            .collect(),
         features: 0,
         features_set: false,
         protocol_features: ProtocolFeatures::empty(),

@@ -23,8 +23,9 @@ impl Session {
 
     /// Memory and call descriptors stay: front-ends do not send them again after a reset.
     pub(super) fn reset_rings(&mut self) -> Result<(), End> {
-        let running: Vec<usize> =
-            (0..self.vrings.len()).filter(|&i| self.vrings[i].is_started()).collect();
+        let running: Vec<usize> = (0..self.vrings.len())
+            .filter(|&i| self.vrings[i].is_started())
+            .collect();
         self.stop_rings(&running, StopReason::Reset)?;
         for index in 0..self.vrings.len() {
             self.vrings[index].reset();

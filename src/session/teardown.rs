@@ -3,10 +3,10 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use crate::device::StopReason;
-use crate::memory::RegionTable;
 use crate::context::hand_over::set_queue_target;
 use crate::context::owner::CtxId;
+use crate::device::StopReason;
+use crate::memory::RegionTable;
 use crate::stats::count;
 use crate::stream::Event;
 use crate::sync::{Arc, Ordering};
@@ -27,8 +27,11 @@ impl Session {
             // The peer must see at once that it is not served any more.
             self.transport.shutdown();
         }
-        let deadline =
-            self.shared.config.drain_timeout.map(|timeout| Instant::now() + timeout);
+        let deadline = self
+            .shared
+            .config
+            .drain_timeout
+            .map(|timeout| Instant::now() + timeout);
         let queues = self.shared.queues();
         for queue in &queues {
             if !graceful {
@@ -59,7 +62,11 @@ impl Session {
         match end {
             End::Stop => {
                 logger.info(format_args!("stopping"));
-                (0, "the server is being stopped".into(), StopReason::ServerStopping)
+                (
+                    0,
+                    "the server is being stopped".into(),
+                    StopReason::ServerStopping,
+                )
             }
             End::Closed => {
                 logger.info(format_args!("the front-end closed the connection"));
@@ -69,7 +76,11 @@ impl Session {
             End::Failed(error) => {
                 self.count_protocol_error();
                 logger.warning(format_args!("connection ended: {error}"));
-                (-error.errno(), error.message().to_owned(), StopReason::Disconnected)
+                (
+                    -error.errno(),
+                    error.message().to_owned(),
+                    StopReason::Disconnected,
+                )
             }
         }
     }
@@ -81,8 +92,14 @@ impl Session {
         queue.set_enabled(false);
         queue.call.clear(self.shared.internal.as_fd());
         queue.err.clear(self.shared.internal.as_fd());
-        if self.vrings.get(queue.index as usize).is_some_and(|vring| vring.prepared) {
-            self.shared.stream.push(Event::QueueStopped { index: queue.index });
+        if self
+            .vrings
+            .get(queue.index as usize)
+            .is_some_and(|vring| vring.prepared)
+        {
+            self.shared
+                .stream
+                .push(Event::QueueStopped { index: queue.index });
         }
     }
 
@@ -100,14 +117,21 @@ impl Session {
             "queue {}: drain time-out; what it has in flight keeps its memory",
             queue.index
         ));
-        self.shared.stream.push(Event::Orphaned { index: queue.index });
+        self.shared
+            .stream
+            .push(Event::Orphaned { index: queue.index });
     }
 
     /// The table goes; the mappings with it, except those that an orphan still pins.
     fn unmap(&self) {
         let generation = self.shared.table.generation();
-        self.shared.table.publish(RegionTable::empty(generation + 1));
-        self.shared.counters.memory_regions.store(0, Ordering::Relaxed);
+        self.shared
+            .table
+            .publish(RegionTable::empty(generation + 1));
+        self.shared
+            .counters
+            .memory_regions
+            .store(0, Ordering::Relaxed);
     }
 
     /// `disconnected` is delivered before the next front-end is accepted. A stop does not wait longer for it
@@ -116,7 +140,10 @@ impl Session {
         if self.shared.stream.drop_if_connection_unseen() {
             return;
         }
-        let number = self.shared.stream.push(Event::Disconnected { errno, reason });
+        let number = self
+            .shared
+            .stream
+            .push(Event::Disconnected { errno, reason });
         let deadline = deadline.map(|deadline| deadline.max(Instant::now() + LAST_WORDS));
         loop {
             let stopping = self.shared.lifecycle.is_stopping();

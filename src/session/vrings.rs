@@ -14,9 +14,9 @@ use crate::server::features::{EVENT_IDX, INDIRECT_DESC};
 use crate::stream::Event;
 use crate::sync::Arc;
 use crate::transport::Message;
+use crate::virtqueue::areas::{SplitAreas, SplitLayout};
 use crate::virtqueue::kick::KickSource;
 use crate::virtqueue::signal::SignalFd;
-use crate::virtqueue::areas::{SplitAreas, SplitLayout};
 use crate::virtqueue::split::SplitFeatures;
 use crate::virtqueue::vq::resolve;
 use crate::virtqueue::{Queue, Setup};
@@ -156,7 +156,10 @@ impl Session {
     // ---- descriptors ------------------------------------------------------------------------------------
 
     /// The index, and the descriptor unless the message says that there is none.
-    fn vring_fd(&self, message: &mut Message) -> Result<(usize, Option<std::os::fd::OwnedFd>), Fault> {
+    fn vring_fd(
+        &self,
+        message: &mut Message,
+    ) -> Result<(usize, Option<std::os::fd::OwnedFd>), Fault> {
         let VringFd { index, nofd } = VringFd::decode(&message.body)?;
         let index = self.check_index(index)?;
         // The table of requests has made sure that there is one exactly when there must be.
@@ -244,7 +247,10 @@ impl Session {
             ));
         }
         if num > 1 {
-            return Err(Fault::refuse(libc::EINVAL, format!("queue {index}: enable {num}")));
+            return Err(Fault::refuse(
+                libc::EINVAL,
+                format!("queue {index}: enable {num}"),
+            ));
         }
         let queue = self.queue(index)?;
         queue.set_enabled(num == 1);
@@ -291,7 +297,8 @@ impl Session {
         if self.vrings[index].prepared {
             return true;
         }
-        let (Some(setup), Some(queue)) = (self.setup(index), self.shared.queue(index as u32)) else {
+        let (Some(setup), Some(queue)) = (self.setup(index), self.shared.queue(index as u32))
+        else {
             return false;
         };
         if resolve(&setup, &self.shared.table.current(), index as u32).is_err() {

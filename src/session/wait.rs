@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::context::Mail;
+use crate::context::hand_over::{offer_stream, told};
 use crate::context::owner::State;
 use crate::device::StopReason;
 use crate::error::Error;
-use crate::context::hand_over::{offer_stream, told};
 use crate::sync::Arc;
 use crate::virtqueue::Queue;
 

@@ -100,12 +100,12 @@ impl Reader {
             len: 0,
             out_len: 0,
         };
-        if desc.has(Desc::INDIRECT) != 0 {
-            if let Some(found) = self.table_in_place(translate, desc) {
-                table = found;
-                // SAFETY: an indirect table has at least one entry.
-                desc = unsafe { Desc::read(table.base, 0) };
-            }
+        if desc.has(Desc::INDIRECT) != 0
+            && let Some(found) = self.table_in_place(translate, desc)
+        {
+            table = found;
+            // SAFETY: an indirect table has at least one entry.
+            desc = unsafe { Desc::read(table.base, 0) };
         }
         // The device-readable buffers come first, then the device-writable ones.
         while desc.has(Desc::WRITE | Desc::INDIRECT) == 0

@@ -7,9 +7,9 @@ use std::ptr::NonNull;
 
 use vm_memory::VolatileSlice;
 
-use crate::error::{Error, Result};
 use super::slot::{Elem, Slot, state};
 use super::vq::Queue;
+use crate::error::{Error, Result};
 
 /// Completes a slot, on any thread. `Err` with an errno leaves everything as it is.
 ///
@@ -35,17 +35,20 @@ pub(crate) unsafe fn complete(
     };
     // Completing twice is a bug of the application's. On the owner's thread a plain check finds it; elsewhere
     // the exchange makes sure that of two threads only one goes on.
-    let here = queue.completes_here(stage);
-    if here {
+    if queue.completes_here(stage) {
         if live.state() != state::LIVE {
             return Err(libc::EINVAL);
         }
-        live.set_state(state::STAGED);
-    } else if !live.claim() {
+        // SAFETY: the slot is live, and this thread owns its queue.
+        if unsafe { queue.stage(slot, written) } {
+            return Ok(());
+        }
+    }
+    if !live.claim() {
         return Err(libc::EINVAL);
     }
-    // SAFETY: the slot is live, and its state was moved just now.
-    unsafe { queue.finish(slot, written, here) };
+    // SAFETY: the slot was live, and its state was moved just now.
+    unsafe { queue.finish(slot, written) };
     Ok(())
 }
 
@@ -193,9 +196,7 @@ impl Element {
         }
         // SAFETY: Option<Element> is a transparent NonNull with null as None, so it has the layout of a
         // pointer; pop stores only null or slots whose single handle becomes the new Element.
-        unsafe {
-            std::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), elements.len())
-        }
+        unsafe { std::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), elements.len()) }
     }
 
     fn elem(&self) -> &Elem {

@@ -69,12 +69,10 @@ impl Gate {
                 return Err(Closed);
             }
             // Acquire pairs with `reopen`: what is begun sees the state after the last clean-up.
-            match self.0.compare_exchange_weak(
-                word,
-                word + 1,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
+            match self
+                .0
+                .compare_exchange_weak(word, word + 1, Ordering::Acquire, Ordering::Relaxed)
+            {
                 Ok(_) => return Ok(()),
                 Err(seen) => word = seen,
             }
@@ -89,12 +87,10 @@ impl Gate {
                 return Err(Underflow);
             }
             // AcqRel: whoever sees zero (through `is_idle`) sees everything that was in flight finished.
-            match self.0.compare_exchange_weak(
-                word,
-                word - 1,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            ) {
+            match self
+                .0
+                .compare_exchange_weak(word, word - 1, Ordering::AcqRel, Ordering::Relaxed)
+            {
                 Ok(_) => return Ok((word - 1) & !DRAINING == 0),
                 Err(seen) => word = seen,
             }

@@ -93,14 +93,21 @@ mod tests {
         let file = std::fs::File::open("/proc/self/status").unwrap();
         let regular = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
         drop(file);
-        assert_eq!(KickSource::from_fd(regular.into()).err(), Some(Errno::EPERM));
+        assert_eq!(
+            KickSource::from_fd(regular.into()).err(),
+            Some(Errno::EPERM)
+        );
     }
 
     #[test]
     fn a_pipe_without_writer_is_gone() {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         let source = KickSource::from_fd(reader).unwrap();
-        assert_eq!(source.drain(), Drained::Ok, "empty is spurious, not an error");
+        assert_eq!(
+            source.drain(),
+            Drained::Ok,
+            "empty is spurious, not an error"
+        );
         assert!(!source.is_gone());
         drop(writer);
         assert!(source.is_gone());

@@ -28,6 +28,8 @@ pub(crate) mod slot;
 #[cfg(not(loom))]
 pub(crate) mod split;
 #[cfg(not(loom))]
+mod staged;
+#[cfg(not(loom))]
 mod stats;
 #[cfg(not(loom))]
 pub(crate) mod used;

@@ -3,8 +3,8 @@
 use crate::memory::RegionTable;
 use crate::sync::Arc;
 
-use super::slot::{Slot, SlotReturns};
 use super::areas::SplitAreas;
+use super::slot::{Slot, SlotReturns};
 use super::used::{UsedElem, UsedRing};
 
 /// Guarded by the queue's publication lock.
@@ -44,12 +44,7 @@ impl Publication {
     }
 
     /// The internal thread, for a queue without an owner: the same ring over a newer table.
-    pub(super) fn rebase(
-        &mut self,
-        areas: SplitAreas,
-        event_idx: bool,
-        table: Arc<RegionTable>,
-    ) {
+    pub(super) fn rebase(&mut self, areas: SplitAreas, event_idx: bool, table: Arc<RegionTable>) {
         if let Some(used) = &self.used {
             self.used = Some(UsedRing::new(areas, event_idx, used.next_index()));
             self.table = Some(table);

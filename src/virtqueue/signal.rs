@@ -55,6 +55,13 @@ impl Number {
         }
     }
 
+    /// Only after it was set.
+    fn borrow(&self) -> BorrowedFd<'_> {
+        let raw = self.raw.load(Ordering::Relaxed) as i32;
+        // SAFETY: the number stays open as long as `self`.
+        unsafe { BorrowedFd::borrow_raw(raw) }
+    }
+
     /// Lets go of the file; `placeholder` takes over the number.
     fn clear(&self, placeholder: BorrowedFd<'_>) {
         if let Some(held) = self.held.lock().as_mut() {
@@ -111,15 +118,12 @@ impl SignalFd {
 
     /// Signals the peer. An error is returned once per descriptor, so that it is logged once.
     pub(crate) fn signal(&self) -> Result<(), Errno> {
-        let (number, write): (_, fn(BorrowedFd<'_>) -> Result<(), Errno>) =
-            match self.kind.load(Ordering::Acquire) {
-                NONE => return Ok(()),
-                QUIET => (&self.quiet, write_one),
-                _ => (&self.loud, write_quietly),
-            };
-        let raw = number.raw.load(Ordering::Relaxed) as i32;
-        // SAFETY: the number was set before the kind and stays open as long as `self`.
-        match write(unsafe { BorrowedFd::borrow_raw(raw) }) {
+        let result = match self.kind.load(Ordering::Acquire) {
+            NONE => return Ok(()),
+            QUIET => write_one(self.quiet.borrow()),
+            _ => write_quietly(self.loud.borrow()),
+        };
+        match result {
             // A full counter or buffer: the peer has a signal pending anyway.
             Ok(()) | Err(Errno::EAGAIN) => Ok(()),
             Err(_) if self.failure_reported.swap(true, Ordering::Relaxed) => Ok(()),
@@ -214,11 +218,10 @@ mod tests {
         let signal = SignalFd::new();
         let placeholder = eventfd();
         signal.set(owned(&eventfd()), placeholder.as_fd()).unwrap();
-        let seen = signal.quiet.raw.load(Ordering::Relaxed) as i32;
+        let seen = signal.quiet.borrow();
         signal.set(closed_pipe(), placeholder.as_fd()).unwrap();
-        assert_ne!(signal.loud.raw.load(Ordering::Relaxed) as i32, seen);
-        // SAFETY: the number is open as long as `signal`.
-        assert_eq!(write_one(unsafe { BorrowedFd::borrow_raw(seen) }), Ok(()));
+        assert_ne!(signal.loud.borrow().as_raw_fd(), seen.as_raw_fd());
+        assert_eq!(write_one(seen), Ok(()));
         assert_eq!(placeholder.read(), Ok(1));
     }
 }

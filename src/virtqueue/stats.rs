@@ -11,7 +11,10 @@ impl Counter {
     #[inline(always)]
     pub(crate) fn add(&self, n: u64) {
         // Relaxed: nothing is ordered by a statistic.
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
     }
 
     /// Several writers.

@@ -13,15 +13,16 @@ use crate::sync::{
     Arc, AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering, thread_id,
 };
 
+use super::areas::{SplitAreas, SplitLayout};
 use super::element::Element;
 use super::inflight::{EpochCount, Gate};
 use super::kick::KickSource;
 use super::publication::Publication;
+use super::ring_error::RingError;
 use super::signal::SignalFd;
 use super::slot::{Slot, SlotPool, Stamp};
-use super::areas::{SplitAreas, SplitLayout};
-use super::ring_error::RingError;
 use super::split::{SplitFeatures, SplitRing};
+use super::staged::Staged;
 use super::stats::{Counter, OwnerCounters, PublicationCounters, VqStats};
 use super::used::UsedElem;
 
@@ -55,15 +56,11 @@ struct Private {
     setup: Option<Setup>,
     /// The ring that `pool` belongs to; 0 for none.
     incarnation: u64,
-    /// When to publish what is staged: never more than the ring has entries, whatever the guest makes available.
-    stage_limit: usize,
     /// The current epoch; counted by `popped - completed` until it is folded.
     epoch: *const Epoch,
     popped: u64,
     completed: u64,
-    staged: Vec<UsedElem>,
-    staged_in: u64,
-    staged_out: u64,
+    staged: Staged,
     /// `kick` is on the stack.
     in_kick: bool,
     /// Readiness that came while it was.
@@ -137,13 +134,10 @@ impl Queue {
                 table: None,
                 setup: None,
                 incarnation: 0,
-                stage_limit: stage_max,
                 epoch: std::ptr::null(),
                 popped: 0,
                 completed: 0,
-                staged: Vec::with_capacity(stage_max),
-                staged_in: 0,
-                staged_out: 0,
+                staged: Staged::new(stage_max),
                 in_kick: false,
                 remembered: false,
                 context: None,
@@ -235,12 +229,19 @@ impl Queue {
     }
 
     pub(crate) fn size(&self) -> u32 {
-        self.setup.lock().as_ref().map_or(0, |setup| u32::from(setup.size))
+        self.setup
+            .lock()
+            .as_ref()
+            .map_or(0, |setup| u32::from(setup.size))
     }
 
     pub(crate) fn stats(&self) -> VqStats {
         let completions = self.publications.completions.get();
-        let pops = self.counters.pops.get().wrapping_sub(self.counters.unpops.get());
+        let pops = self
+            .counters
+            .pops
+            .get()
+            .wrapping_sub(self.counters.unpops.get());
         VqStats {
             pops,
             completions,
@@ -271,7 +272,10 @@ impl Queue {
     /// One more thing that the library cannot see keeps the queue's memory.
     pub(crate) fn inflight_inc(&self) -> Result<()> {
         self.gate.inc().map_err(|_| {
-            Error::new(libc::ESHUTDOWN, format!("queue {}: already drained", self.index))
+            Error::new(
+                libc::ESHUTDOWN,
+                format!("queue {}: already drained", self.index),
+            )
         })?;
         // Relaxed: the gate does the ordering, this only keeps the program from taking an epoch's count.
         self.explicit.fetch_add(1, Ordering::Relaxed);
@@ -279,9 +283,11 @@ impl Queue {
     }
 
     pub(crate) fn inflight_dec(&self) -> Result<()> {
-        let taken = self.explicit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-            count.checked_sub(1)
-        });
+        let taken = self
+            .explicit
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                count.checked_sub(1)
+            });
         if taken.is_err() {
             return Err(Error::invalid(format!(
                 "queue {}: inflight_dec without inflight_inc",
@@ -379,7 +385,8 @@ impl Queue {
     /// application or into this queue.
     fn with_private<R>(&self, f: impl FnOnce(&mut Private) -> R) -> Option<R> {
         // SAFETY: this thread owns the queue (see the Sync impl), and `f` does not come back here.
-        self.is_mine().then(|| f(unsafe { &mut *self.private.get() }))
+        self.is_mine()
+            .then(|| f(unsafe { &mut *self.private.get() }))
     }
 
     /// Why the queue goes: what its owner tells the device.
@@ -409,10 +416,12 @@ impl Queue {
                 // Whatever the previous ring had in flight is gone, or this queue would be an orphan.
                 private.pool = Some(SlotPool::new(setup.size, self.server.config.elem_priv_size));
                 private.incarnation = setup.incarnation;
-                private.stage_limit = self.server.config.stage_max.min(setup.size.into());
+                // Never more than the ring has entries, whatever the guest makes available.
+                private.staged.set_limit(setup.size.into());
             }
             private.setup = Some(setup.clone());
-            self.place(private, &setup, table, self.last_avail()).map(|()| setup.kick)
+            self.place(private, &setup, table, self.last_avail())
+                .map(|()| setup.kick)
         });
         self.bracket.leave();
         match result {
@@ -492,7 +501,8 @@ impl Queue {
         self.with_private(|private| {
             self.flush_private(private);
             if let Some(ring) = private.ring.take() {
-                self.last_avail.store(u32::from(ring.last_avail()), Ordering::Release);
+                self.last_avail
+                    .store(u32::from(ring.last_avail()), Ordering::Release);
             }
             self.fold(private);
             private.table = None;
@@ -506,7 +516,11 @@ impl Queue {
     /// Moves to the current table if there is a newer one than the ring was resolved with.
     fn renew(&self, private: &mut Private) -> Result<()> {
         let table = self.server.table.current();
-        if private.table.as_ref().is_some_and(|held| held.generation() == table.generation()) {
+        if private
+            .table
+            .as_ref()
+            .is_some_and(|held| held.generation() == table.generation())
+        {
             return Ok(());
         }
         let (Some(setup), Some(ring)) = (private.setup.clone(), private.ring.take()) else {
@@ -514,7 +528,8 @@ impl Queue {
         };
         self.flush_private(private);
         let last_avail = ring.last_avail();
-        self.last_avail.store(u32::from(last_avail), Ordering::Release);
+        self.last_avail
+            .store(u32::from(last_avail), Ordering::Release);
         // The epoch holds the strong reference that a new one is made from.
         let Some(this) = self.this(private) else {
             return Ok(());
@@ -605,18 +620,23 @@ impl Queue {
 
     /// `kick` is on this thread's stack.
     pub(crate) fn is_in_kick(&self) -> bool {
-        self.with_private(|private| private.in_kick).unwrap_or(false)
+        self.with_private(|private| private.in_kick)
+            .unwrap_or(false)
     }
 
     /// The kick descriptor does not work.
     pub(crate) fn fail_kick(&self, why: &str) {
-        self.fail(Error::new(libc::EBADMSG, format!("queue {}: {why}", self.index)));
+        self.fail(Error::new(
+            libc::EBADMSG,
+            format!("queue {}: {why}", self.index),
+        ));
     }
 
     /// Brackets a call of `kick`.
     pub(crate) fn set_in_kick(&self, in_kick: bool) {
         self.with_private(|private| private.in_kick = in_kick);
-        self.kicking.store(if in_kick { thread_id() } else { 0 }, Ordering::Relaxed);
+        self.kicking
+            .store(if in_kick { thread_id() } else { 0 }, Ordering::Relaxed);
         if in_kick {
             self.counters.kicks.add(1);
         }
@@ -636,13 +656,11 @@ impl Queue {
         let notify = {
             let mut publication = self.publication.lock();
             self.publications.completions.add(n);
-            self.publications.bytes_in.add(private.staged_in);
-            self.publications.bytes_out.add(private.staged_out);
-            self.count_decision(publication.publish(&private.staged))
+            self.publications.bytes_in.add(private.staged.bytes_in());
+            self.publications.bytes_out.add(private.staged.bytes_out);
+            self.count_decision(publication.publish(private.staged.batch()))
         };
         private.staged.clear();
-        private.staged_in = 0;
-        private.staged_out = 0;
         if notify {
             self.notify();
         }
@@ -707,7 +725,11 @@ impl Queue {
         match result {
             Ok(0) => {
                 self.flush_private(private);
-                if private.ring.is_some() { Ok(0) } else { Err(self.pop_without_ring()) }
+                if private.ring.is_some() {
+                    Ok(0)
+                } else {
+                    Err(self.pop_without_ring())
+                }
             }
             Ok(n) => {
                 private.popped += n as u64;
@@ -771,7 +793,8 @@ impl Queue {
             return Err(ring_error(self.index, &error));
         }
         self.renew(private)?;
-        self.pop_once(private, out).map_err(|e| ring_error(self.index, &e))
+        self.pop_once(private, out)
+            .map_err(|e| ring_error(self.index, &e))
     }
 
     #[cold]
@@ -791,7 +814,10 @@ impl Queue {
         }
         let this: *const () = std::ptr::from_ref(self).cast();
         // SAFETY: the caller's elements are slots of this library; reading the stamp of one is harmless.
-        if slots.iter().any(|&slot| slot.is_null() || unsafe { (*slot).queue } != this) {
+        if slots
+            .iter()
+            .any(|&slot| slot.is_null() || unsafe { (*slot).queue } != this)
+        {
             return Err(libc::EINVAL);
         }
         // SAFETY: this thread owns the queue, and nothing below comes back to it.
@@ -816,38 +842,33 @@ impl Queue {
         Ok(())
     }
 
-    /// Completes an element of this queue; see [`super::element::complete`] for who checked what.
+    /// Stages the completion of an element of the running epoch. False, with nothing done, if it is of one that
+    /// has ended.
     ///
     /// # Safety
-    /// `slot` is a live element of this queue, and its state was moved to STAGED by the caller. `here` is what
-    /// [`completes_here`](Self::completes_here) said.
-    #[inline]
-    pub(super) unsafe fn finish(&self, slot: *mut Slot, written: u32, here: bool) {
-        // SAFETY: the caller's promise; the slot stays valid until it is released below.
+    /// `slot` is a live element of this queue, and [`completes_here`](Self::completes_here) said that the
+    /// calling thread owns the queue.
+    #[inline(always)]
+    pub(super) unsafe fn stage(&self, slot: *mut Slot, written: u32) -> bool {
+        // SAFETY: this thread owns the queue, and nothing below comes back to it.
+        let private = unsafe { &mut *self.private.get() };
+        // SAFETY: the slot is live until it is released below.
         let (head, epoch, out_len) =
-            unsafe { ((*slot).head(), (*slot).epoch.cast::<Epoch>(), (*slot).elem.out_len) };
-        let elem = UsedElem::new(head, written);
-        if here {
-            // SAFETY: this thread owns the queue, and nothing below comes back to it.
-            let private = unsafe { &mut *self.private.get() };
-            if epoch == private.epoch
-                && let Some(pool) = &mut private.pool
-            {
-                // SAFETY: the slot is this pool's and nobody uses it any more.
-                unsafe { pool.release(slot) };
-                private.staged.push(elem);
-                private.staged_in += u64::from(written);
-                private.staged_out += u64::from(out_len);
-                if private.staged.len() >= private.stage_limit {
-                    self.flush_private(private);
-                } else if private.staged.len() == 1 && !private.in_kick {
-                    self.flush_later(private);
-                }
-                return;
-            }
+            unsafe { ((*slot).head(), (*slot).epoch.cast(), (*slot).elem.out_len) };
+        if epoch != private.epoch {
+            return false;
         }
-        // SAFETY: the caller's promise.
-        unsafe { self.finish_remotely(slot, elem, epoch, out_len) };
+        let Some(pool) = &mut private.pool else {
+            return false;
+        };
+        // SAFETY: the slot is this pool's and nobody uses it any more.
+        unsafe { pool.release(slot) };
+        if private.staged.push(UsedElem::new(head, written), out_len) {
+            self.flush_private(private);
+        } else if private.staged.len() == 1 && !private.in_kick {
+            self.flush_later(private);
+        }
+        true
     }
 
     /// Staged outside of `kick`: the context publishes at the end of its dispatch, or is made to dispatch.
@@ -858,17 +879,22 @@ impl Queue {
         }
     }
 
-    /// On another thread, or for an epoch that has ended.
+    /// Completes an element on another thread than the owner's, or one whose epoch has ended: published at
+    /// once.
     ///
     /// # Safety
-    /// As [`finish`](Self::finish).
-    unsafe fn finish_remotely(
-        &self,
-        slot: *mut Slot,
-        elem: UsedElem,
-        epoch: *const Epoch,
-        out_len: u32,
-    ) {
+    /// `slot` is an element of this queue, and its state was moved from LIVE by the caller.
+    #[inline(never)]
+    pub(super) unsafe fn finish(&self, slot: *mut Slot, written: u32) {
+        // SAFETY: the caller's promise; the slot stays valid until it is given back below.
+        let (head, epoch, out_len) = unsafe {
+            (
+                (*slot).head(),
+                (*slot).epoch.cast::<Epoch>(),
+                (*slot).elem.out_len,
+            )
+        };
+        let elem = UsedElem::new(head, written);
         let notify = {
             let mut publication = self.publication.lock();
             // SAFETY: the slot is of this queue's pool and nobody uses it after this.
@@ -927,7 +953,9 @@ pub(crate) fn resolve(setup: &Setup, table: &RegionTable, index: u32) -> Result<
         table.translate_user(address, len as u64).ok_or_else(|| {
             Error::new(
                 libc::EFAULT,
-                format!("queue {index}: {name} ring at {address:#x}, {len} bytes: not in one region"),
+                format!(
+                    "queue {index}: {name} ring at {address:#x}, {len} bytes: not in one region"
+                ),
             )
         })
     };

@@ -1,6 +1,9 @@
 //! Contexts of every kind, each run by a thread of its own.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+#![allow(
+    dead_code,
+    reason = "each test binary uses its own part of this module"
+)]
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, RawFd};

@@ -1,6 +1,9 @@
 //! Threads that take requests in random order, and the random numbers for that.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+#![allow(
+    dead_code,
+    reason = "each test binary uses its own part of this module"
+)]
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};

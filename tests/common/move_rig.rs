@@ -1,6 +1,9 @@
 //! A server with its contexts, and the loads that run against it.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+#![allow(
+    dead_code,
+    reason = "each test binary uses its own part of this module"
+)]
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;

@@ -238,7 +238,7 @@ fn case_41_rounds_leave_nothing_behind() {
         let spare = Region::new(RegionSpec::new(1 << 40, MIB)).unwrap();
         let main = s.memory.regions()[0].clone();
         let round = |round: u32| {
-            if round % 2 == 0 {
+            if round.is_multiple_of(2) {
                 s.fe().add_mem_reg(&spare).unwrap();
                 s.fe().rem_mem_reg(&spare).unwrap();
             } else {

@@ -143,7 +143,7 @@ impl Walk {
             }));
         }
         let entries = len as usize / Desc::SIZE;
-        if len as usize % Desc::SIZE != 0 || entries == 0 || entries > limit {
+        if !(len as usize).is_multiple_of(Desc::SIZE) || entries == 0 || entries > limit {
             return Err(Box::new(RingError::IndirectLen { head, len, limit }));
         }
         self.table = match reader.table_in_place(translate, desc) {
