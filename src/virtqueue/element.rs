@@ -251,16 +251,20 @@ impl Element {
     }
 
     pub(crate) fn finish(self, written: u32, stage: bool) -> Result<()> {
-        let writable = self.writable_len();
-        if written > writable {
-            return Err(Error::invalid(format!(
-                "written {written}: more than the {writable} writable bytes"
-            )));
+        if written > self.writable_len() {
+            return Err(too_much(written, self.writable_len()));
         }
         // SAFETY: this is the slot's only handle, and it is given up.
         unsafe { complete(self.into_slot(), written, stage) }
             .map_err(|errno| Error::new(errno, "the element is not live"))
     }
+}
+
+#[cold]
+fn too_much(written: u32, writable: u32) -> Error {
+    Error::invalid(format!(
+        "written {written}: more than the {writable} writable bytes"
+    ))
 }
 
 fn slices<'a>(iov: &'a [libc::iovec]) -> impl ExactSizeIterator<Item = GuestSlice<'a>> {

@@ -1007,6 +1007,7 @@ impl<'a> Virtqueue<'a> {
     ///
     /// # Errors
     /// `EBADMSG`: the ring is broken. `ESHUTDOWN`: the queue is leaving this context.
+    #[inline]
     pub fn pop(&mut self, elements: &mut [Option<Element>]) -> Result<usize> {
         let slots = Element::places(elements);
         self.queue.pop(slots).map_err(|errno| self.pop_error(errno))
@@ -1025,6 +1026,7 @@ impl<'a> Virtqueue<'a> {
         }
     }
 
+    #[cold]
     fn pop_error(&self, errno: i32) -> Error {
         let what = match errno {
             libc::EBADMSG => "the ring is broken",
@@ -1057,8 +1059,17 @@ impl<'a> Virtqueue<'a> {
     ///
     /// # Errors
     /// `EINVAL` if `written` exceeds the element's writable bytes; the element is then completed with 0.
+    #[inline]
     pub fn stage(&mut self, element: Element, written: u32) -> Result<()> {
         let own = std::ptr::eq(element.queue(), Arc::as_ptr(self.queue));
+        if own && written <= element.writable_len() && self.queue.is_mine() {
+            let slot = element.into_slot();
+            // SAFETY: the element was live and of this queue, and the calling thread owns that.
+            if unsafe { self.queue.stage(slot, written) } {
+                return Ok(());
+            }
+            return Element::from_slot(slot).map_or(Ok(()), |element| element.finish(written, false));
+        }
         element.finish(written, own)
     }
 
