@@ -236,6 +236,7 @@ static int set_up(struct program *program)
         .home = program->home,
         .iothreads = options->iothreads < options->num_queues ? options->iothreads
                                                               : options->num_queues,
+        .poll_max_ns = options->poll_max_ns,
         .fd = program->device.disk.image.fd,
         .failed = on_failed,
         .data = program,

@@ -19,6 +19,8 @@
 #define MIN_QUEUE_SIZE 4 /* header, one data buffer, status, and a power of two */
 #define MAX_QUEUE_SIZE 32768
 #define MAX_IOTHREADS 256
+#define MAX_POLL_NS 1000000
+#define DEFAULT_POLL_NS 32768
 
 enum {
     OPT_SOCKET_PATH = 256,
@@ -29,6 +31,7 @@ enum {
     OPT_NUM_QUEUES,
     OPT_QUEUE_SIZE,
     OPT_IOTHREADS,
+    OPT_POLL_MAX_NS,
     OPT_SERIAL,
     OPT_VERBOSE,
     OPT_PRINT_CAPABILITIES,
@@ -45,6 +48,7 @@ static const struct option long_options[] = {
     { "num-queues", required_argument, NULL, OPT_NUM_QUEUES },
     { "queue-size", required_argument, NULL, OPT_QUEUE_SIZE },
     { "iothreads", required_argument, NULL, OPT_IOTHREADS },
+    { "poll-max-ns", required_argument, NULL, OPT_POLL_MAX_NS },
     { "serial", required_argument, NULL, OPT_SERIAL },
     { "verbose", no_argument, NULL, OPT_VERBOSE },
     { "print-capabilities", no_argument, NULL, OPT_PRINT_CAPABILITIES },
@@ -65,6 +69,7 @@ static const char usage[] =
     "  --num-queues=N        number of virtqueues, 1 to 1024 (1)\n"
     "  --queue-size=N        largest virtqueue, a power of two, 4 to 32768 (32768)\n"
     "  --iothreads=N         spread the queues over N threads, at most 256 (0: the main one)\n"
+    "  --poll-max-ns=N       look at the rings for up to N ns before sleeping, 0 to 1000000 (32768)\n"
     "  --serial=S            serial number of the disk, at most 20 bytes\n"
     "  --verbose             log every message on stderr\n"
     "  --print-capabilities  print the capabilities as JSON and exit\n"
@@ -180,6 +185,8 @@ static int parse_one(struct options *options, int opt, const char *value)
         return parse_queue_size(options, value);
     case OPT_IOTHREADS:
         return parse_number("iothreads", value, 0, MAX_IOTHREADS, &options->iothreads);
+    case OPT_POLL_MAX_NS:
+        return parse_number("poll-max-ns", value, 0, MAX_POLL_NS, &options->poll_max_ns);
     case OPT_SERIAL:
         return parse_serial(options, value);
     case OPT_VERBOSE:
@@ -250,7 +257,12 @@ enum options_result options_parse(struct options *options, int argc, char **argv
 {
     int opt;
 
-    *options = (struct options){ .socket_fd = -1, .num_queues = 1, .serial = "vu-blk" };
+    *options = (struct options){
+        .socket_fd = -1,
+        .num_queues = 1,
+        .poll_max_ns = DEFAULT_POLL_NS,
+        .serial = "vu-blk",
+    };
     if (wants_capabilities(argc, argv)) {
         return answer(OPT_PRINT_CAPABILITIES);
     }

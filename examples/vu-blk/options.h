@@ -15,6 +15,7 @@ struct options {
     bool verbose;
     uint32_t num_queues;
     uint32_t queue_size; /* 0: no limit but the library's */
+    uint32_t poll_max_ns; /* how long a context looks at the rings before it sleeps */
     uint32_t iothreads;  /* 0: everything in the main thread */
     const char *serial;
 };

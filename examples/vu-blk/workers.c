@@ -62,6 +62,7 @@ static int set_up(struct worker *worker, uint32_t index)
         log_error("cannot create context %u: %s", index, strerror(-error));
         return error;
     }
+    vu_ctx_set_busy_poll(worker->ctx, config->poll_max_ns);
     if (config->fd >= 0) {
         error = engine_new(worker->ctx, config->fd, config->failed, config->data, &worker->engine);
         if (error < 0) {

@@ -14,6 +14,7 @@ struct workers;
 struct workers_config {
     vu_ctx *home;        /* processes the queues when there are no iothreads */
     uint32_t iothreads;
+    uint32_t poll_max_ns; /* how long each looks at its rings before it sleeps */
     int fd;              /* the image, -1: no engines */
     engine_failed_fn failed;
     void *data;

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::sync::{Arc, Ordering};
+use crate::sync::Arc;
 
 use super::core::ContextCore;
 use super::epoll::EpollLoop;
@@ -86,7 +86,7 @@ impl Context {
         self.core.request_quit();
     }
 
-    /// Looks at the rings for up to `max` before it sleeps; zero turns that off. Owner.
+    /// Looks at the rings for up to `max` before it sleeps, as long as that pays; zero turns it off. Owner.
     ///
     /// # Errors
     /// `ENOTSUP` for other kinds than the embedded epoll loop.
@@ -97,9 +97,7 @@ impl Context {
                 "busy polling: not in this kind of context",
             ));
         }
-        let ns = u64::try_from(max.as_nanos()).unwrap_or(u64::MAX);
-        self.core.busy_poll_ns.store(ns, Ordering::Relaxed);
-        self.core.busy_window_ns.store(ns, Ordering::Relaxed);
+        self.core.busy.set_max(max);
         Ok(())
     }
 

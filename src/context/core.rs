@@ -6,9 +6,10 @@ use std::sync::Weak;
 
 use crate::error::{Error, Result};
 use crate::shared::{Doorbell, Shared};
-use crate::sync::{Arc, AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering, thread_id};
+use crate::sync::{Arc, AtomicBool, AtomicU32, AtomicUsize, Mutex, Ordering, thread_id};
 use crate::virtqueue::Queue;
 
+use super::busy::BusyPoll;
 use super::event_loop::Kind;
 use super::mailbox::Mailbox;
 use super::owner::CtxId;
@@ -67,9 +68,7 @@ pub(crate) struct ContextCore {
     depth: AtomicU32,
     pub(super) inner: Mutex<Inner>,
     pub(super) quit: AtomicBool,
-    pub(super) busy_poll_ns: AtomicU64,
-    /// The busy-poll window that paid off lately.
-    pub(super) busy_window_ns: AtomicU64,
+    pub(super) busy: BusyPoll,
     freed: AtomicBool,
 }
 
@@ -90,8 +89,7 @@ impl ContextCore {
             depth: AtomicU32::new(0),
             inner: Mutex::new(Inner::default()),
             quit: AtomicBool::new(false),
-            busy_poll_ns: AtomicU64::new(0),
-            busy_window_ns: AtomicU64::new(0),
+            busy: BusyPoll::new(),
             freed: AtomicBool::new(false),
         })?;
         if let Some(doorbell) = &context.doorbell {

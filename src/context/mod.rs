@@ -7,6 +7,8 @@
 #[cfg(not(loom))]
 mod api;
 #[cfg(not(loom))]
+mod busy;
+#[cfg(not(loom))]
 mod core;
 #[cfg(not(loom))]
 mod epoll;

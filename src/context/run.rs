@@ -9,8 +9,6 @@ use super::core::ContextCore;
 use super::event_loop::Kind;
 use super::serve::Scope;
 
-/// The window of busy polling is never shorter than this, or it would not find out that it pays.
-const SHORTEST_WINDOW_NS: u64 = 2_000;
 /// How often the window is begun anew at most, so that rings which are never empty do not keep a round for ever.
 const WINDOWS_A_ROUND: u32 = 64;
 /// Looks at the rings between two looks at the descriptors.
@@ -64,20 +62,17 @@ impl ContextCore {
     /// Looks at the rings for a while before it sleeps; guest notifications are off meanwhile. How much it
     /// served.
     fn busy_poll(self: &Arc<Self>, timeout_ms: i32) -> Result<usize> {
-        let max = self.busy_poll_ns.load(Ordering::Relaxed);
-        if max == 0 || timeout_ms == 0 {
-            return Ok(0);
-        }
         let Kind::Epoll(epoll) = &self.kind else {
             return Ok(0);
         };
-        let window = self
-            .busy_window_ns
-            .load(Ordering::Relaxed)
-            .clamp(SHORTEST_WINDOW_NS.min(max), max);
-        let window_ns = Duration::from_nanos(window);
-        let mut until = Instant::now() + window_ns;
-        let last = until + window_ns * WINDOWS_A_ROUND;
+        if timeout_ms == 0 {
+            return Ok(0);
+        }
+        let Some(window) = self.busy.window() else {
+            return Ok(0);
+        };
+        let mut until = Instant::now() + window;
+        let last = until + window * WINDOWS_A_ROUND;
         let mut served = 0;
         loop {
             self.serve_again();
@@ -86,7 +81,7 @@ impl ContextCore {
                 if now_served > 0 {
                     served += now_served;
                     self.flush();
-                    until = (Instant::now() + window_ns).min(last);
+                    until = (Instant::now() + window).min(last);
                 }
                 std::hint::spin_loop();
             }
@@ -100,16 +95,7 @@ impl ContextCore {
                 break;
             }
         }
-        // It paid: look longer the next time. It did not: half as long.
-        let next = if served > 0 {
-            window.saturating_mul(2)
-        } else {
-            window / 2
-        };
-        self.busy_window_ns.store(
-            next.clamp(SHORTEST_WINDOW_NS.min(max), max),
-            Ordering::Relaxed,
-        );
+        self.busy.looked(served > 0);
         Ok(served)
     }
 

@@ -4,7 +4,7 @@ use crate::callback;
 use crate::device::Kick;
 use crate::shared::Shared;
 use crate::stream::Event;
-use crate::sync::{Arc, Ordering};
+use crate::sync::Arc;
 use crate::virtqueue::kick::{Drained, KickSource};
 use crate::virtqueue::{Look, Queue, Virtqueue};
 
@@ -255,7 +255,7 @@ impl ContextCore {
             if polled {
                 return;
             }
-            if self.busy_poll_ns.load(Ordering::Relaxed) > 0 {
+            if self.busy.is_on() {
                 return self.stay_unarmed(queue);
             }
             if !queue.rearm() {

@@ -1068,7 +1068,8 @@ impl<'a> Virtqueue<'a> {
             if unsafe { self.queue.stage(slot, written) } {
                 return Ok(());
             }
-            return Element::from_slot(slot).map_or(Ok(()), |element| element.finish(written, false));
+            return Element::from_slot(slot)
+                .map_or(Ok(()), |element| element.finish(written, false));
         }
         element.finish(written, own)
     }
