@@ -81,6 +81,10 @@ mod device;
 #[cfg(not(loom))]
 mod error;
 #[cfg(not(loom))]
+mod features;
+#[cfg(not(loom))]
+mod lifecycle;
+#[cfg(not(loom))]
 #[doc(hidden)]
 #[allow(missing_docs, unsafe_code)]
 pub mod listener;

@@ -25,6 +25,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const VERSION_1: u64 = 1 << 32;
 const CONFIG_WCE: u64 = 1 << 11;
+/// VIRTIO_BLK_F_FLUSH.
+const FLUSH: u64 = 1 << 9;
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
 /// Offset and length of virtio-blk's configuration fields.
@@ -93,8 +95,9 @@ fn negotiate(mut frontend: Frontend) -> Frontend {
     assert!(protocol.contains(needed), "protocol features {protocol:?}");
     frontend.set_protocol_features(needed).expect("features");
     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-    let wce = offered & CONFIG_WCE;
-    frontend.set_features(wanted | wce).expect("SET_FEATURES");
+    // A driver that could switch the cache but not flush it would find it off, as soon as the device has heard.
+    let cache = offered & (CONFIG_WCE | FLUSH);
+    frontend.set_features(wanted | cache).expect("SET_FEATURES");
     frontend
 }
 

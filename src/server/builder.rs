@@ -9,7 +9,7 @@ use crate::log::{Level, LogFn, Logger};
 use crate::shared::{Config, Doorbell, Shared};
 
 use super::Server;
-use super::features;
+use crate::features;
 
 /// The most queues a device can have.
 pub(crate) const MAX_QUEUES: u32 = 1024;

@@ -1,8 +1,6 @@
 //! The server: starting, stopping, and moving it between event loops.
 
 mod builder;
-pub(crate) mod features;
-pub(crate) mod lifecycle;
 mod stop;
 mod thread;
 

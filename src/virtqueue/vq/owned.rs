@@ -1,0 +1,271 @@
+//! The owner's side: a queue arrives, is looked at, and departs.
+
+use crate::context::ContextCore;
+use crate::context::owner::CtxId;
+use crate::device::StopReason;
+use crate::error::{Error, Result};
+use crate::memory::RegionTable;
+use crate::sync::{Arc, Ordering, thread_id};
+use crate::virtqueue::inflight::EpochCount;
+use crate::virtqueue::kick::KickSource;
+use crate::virtqueue::slot::SlotPool;
+use crate::virtqueue::split::SplitRing;
+
+use super::epoch::{Epoch, release_epoch};
+use super::set_up::{resolve, ring_error};
+use super::{Look, Private, Queue, Setup};
+
+impl Queue {
+    /// Why the queue goes: what its owner tells the device.
+    pub(crate) fn reason(&self, context: CtxId) -> StopReason {
+        let target = self.owner.load().target;
+        if self.is_broken() {
+            StopReason::Broken
+        } else if target.is_none() {
+            StopReason::Detached
+        } else if target != context {
+            StopReason::Moved
+        } else {
+            StopReason::from_u32(self.stop_reason.load(Ordering::Acquire))
+        }
+    }
+
+    /// The context has just taken the queue: the calling thread becomes its owner. The kick source to watch.
+    pub(crate) fn arrive(self: &Arc<Self>, context: &Arc<ContextCore>) -> Result<Arc<KickSource>> {
+        self.owner_thread.store(thread_id(), Ordering::Relaxed);
+        let setup = self.setup.lock().clone();
+        let table = self.enter_current_table();
+        let result = self.with_private(|private| {
+            private.context = Some(context.clone());
+            private.remembered = false;
+            let setup = setup.ok_or_else(|| Error::invalid("a queue without a ring"))?;
+            if private.incarnation != setup.incarnation {
+                // Whatever the previous ring had in flight is gone, or this queue would be an orphan.
+                private.pool = Some(SlotPool::new(setup.size, self.server.config.elem_priv_size));
+                private.incarnation = setup.incarnation;
+                // Never more than the ring has entries, whatever the guest makes available.
+                private.staged.set_limit(setup.size.into());
+            }
+            private.setup = Some(setup.clone());
+            self.place(private, &setup, table, self.last_avail())
+                .map(|()| setup.kick)
+        });
+        self.bracket.leave();
+        match result {
+            Some(Ok(kick)) => Ok(kick),
+            Some(Err(error)) => {
+                self.fail(error.clone());
+                Err(error)
+            }
+            None => Err(Error::new(libc::EXDEV, "not the owner")),
+        }
+    }
+
+    /// Begins a bracket with the table that is the current one also after it began.
+    pub(super) fn enter_current_table(&self) -> Arc<RegionTable> {
+        loop {
+            let table = self.server.table.current();
+            self.bracket.enter(&self.server.table, table.generation());
+            if self.server.table.generation() == table.generation() {
+                return table;
+            }
+        }
+    }
+
+    /// Resolves the ring over `table` and begins an epoch.
+    pub(super) fn place(
+        self: &Arc<Self>,
+        private: &mut Private,
+        setup: &Setup,
+        table: Arc<RegionTable>,
+        last_avail: u16,
+    ) -> Result<()> {
+        let areas = resolve(setup, &table, self.index)?;
+        let Some(pool) = private.pool.as_ref() else {
+            return Err(Error::invalid("a queue without slots"));
+        };
+        // The areas are good as long as `table`, which `private.table` keeps.
+        let ring = SplitRing::new(areas, setup.features, last_avail);
+        self.publication.lock().place(
+            areas,
+            setup.features.event_idx,
+            table.clone(),
+            pool.returns().clone(),
+        );
+        self.pinned.store(table.generation(), Ordering::Relaxed);
+        private.ring = Some(ring);
+        private.table = Some(table.clone());
+        self.gate
+            .inc()
+            .map_err(|_| Error::new(libc::ESHUTDOWN, "the queue is being drained"))?;
+        private.epoch = Box::into_raw(Box::new(Epoch {
+            count: EpochCount::new(),
+            queue: self.clone(),
+            _table: table,
+        }));
+        private.popped = 0;
+        private.completed = 0;
+        Ok(())
+    }
+
+    /// Ends the current epoch: from here on its elements count themselves.
+    pub(super) fn fold(&self, private: &mut Private) {
+        let epoch = std::mem::replace(&mut private.epoch, std::ptr::null());
+        if epoch.is_null() {
+            return;
+        }
+        let balance = private.popped - private.completed;
+        // SAFETY: an epoch lives until the call of `fold` or `complete` that returns true.
+        if unsafe { (*epoch).count.fold(balance) } {
+            // SAFETY: this was that call.
+            unsafe { release_epoch(epoch) };
+        }
+    }
+
+    /// The queue leaves its owner: publishes, folds, forgets the ring. The context has removed the watch and
+    /// told the device; it hands the owner word back after this.
+    pub(crate) fn depart(&self) {
+        self.with_private(|private| {
+            self.flush_private(private);
+            if let Some(ring) = private.ring.take() {
+                self.last_avail
+                    .store(u32::from(ring.last_avail()), Ordering::Release);
+            }
+            self.fold(private);
+            private.table = None;
+            private.setup = None;
+            private.context = None;
+            private.in_kick = false;
+        });
+        self.owner_thread.store(0, Ordering::Relaxed);
+    }
+
+    /// Moves to the current table if there is a newer one than the ring was resolved with.
+    pub(super) fn renew(&self, private: &mut Private) -> Result<()> {
+        let table = self.server.table.current();
+        if private
+            .table
+            .as_ref()
+            .is_some_and(|held| held.generation() == table.generation())
+        {
+            return Ok(());
+        }
+        let (Some(setup), Some(ring)) = (private.setup.clone(), private.ring.take()) else {
+            return Ok(());
+        };
+        self.flush_private(private);
+        let last_avail = ring.last_avail();
+        self.last_avail
+            .store(u32::from(last_avail), Ordering::Release);
+        // The epoch holds the strong reference that a new one is made from.
+        let Some(this) = self.this(private) else {
+            return Ok(());
+        };
+        // The next epoch begins before the old one ends, so the gate does not pass through zero.
+        let old = (private.epoch, private.popped - private.completed);
+        let placed = this.place(private, &setup, table.clone(), last_avail);
+        let new = (private.epoch, private.popped, private.completed);
+        if placed.is_err() {
+            self.retire();
+        } else {
+            private.epoch = old.0;
+            private.popped = old.1;
+            private.completed = 0;
+            self.fold(private);
+            (private.epoch, private.popped, private.completed) = new;
+        }
+        self.bracket.renew(table.generation());
+        placed
+    }
+
+    pub(super) fn this(&self, private: &Private) -> Option<Arc<Queue>> {
+        // SAFETY: the current epoch lives until it is folded.
+        unsafe { private.epoch.as_ref() }.map(|epoch| epoch.queue.clone())
+    }
+
+    /// Renews the table and looks whether there is something to pop.
+    pub(crate) fn look(&self) -> Look {
+        let Some(look) = self.with_private(|private| {
+            if private.in_kick {
+                private.remembered = true;
+                return Look::Busy;
+            }
+            if self.is_broken() {
+                return Look::Broken;
+            }
+            let generation = private.table.as_ref().map_or(0, |table| table.generation());
+            self.bracket.enter(&self.server.table, generation);
+            let look = self.look_bracketed(private, generation);
+            self.bracket.leave();
+            look
+        }) else {
+            return Look::Busy;
+        };
+        look
+    }
+
+    pub(super) fn look_bracketed(&self, private: &mut Private, generation: u64) -> Look {
+        if self.server.table.generation() != generation
+            && let Err(error) = self.renew(private)
+        {
+            self.fail(error);
+            return Look::Broken;
+        }
+        match private.ring.as_mut().map(SplitRing::fetch) {
+            Some(Ok(0)) => Look::Empty,
+            Some(Ok(_)) => Look::Work,
+            Some(Err(error)) => {
+                self.fail(ring_error(self.index, &error));
+                Look::Broken
+            }
+            None => Look::Empty,
+        }
+    }
+
+    /// One relaxed load: is there something that the device has not seen?
+    #[inline]
+    pub(crate) fn peek(&self) -> bool {
+        self.with_private(|private| {
+            !private.in_kick && private.ring.as_ref().is_some_and(SplitRing::has_new)
+        })
+        .unwrap_or(false)
+    }
+
+    pub(crate) fn disable_notifications(&self) {
+        self.with_private(|private| private.ring.as_mut().map(SplitRing::disable_notifications));
+    }
+
+    /// Turns guest notifications on. True if something came in the meantime (also a readiness that was
+    /// remembered while `kick` was on the stack).
+    pub(crate) fn rearm(&self) -> bool {
+        self.with_private(|private| {
+            let remembered = std::mem::take(&mut private.remembered);
+            private.ring.as_mut().is_some_and(SplitRing::rearm) || remembered
+        })
+        .unwrap_or(false)
+    }
+
+    /// `kick` is on this thread's stack.
+    pub(crate) fn is_in_kick(&self) -> bool {
+        self.with_private(|private| private.in_kick)
+            .unwrap_or(false)
+    }
+
+    /// The kick descriptor does not work.
+    pub(crate) fn fail_kick(&self, why: &str) {
+        self.fail(Error::new(
+            libc::EBADMSG,
+            format!("queue {}: {why}", self.index),
+        ));
+    }
+
+    /// Brackets a call of `kick`.
+    pub(crate) fn set_in_kick(&self, in_kick: bool) {
+        self.with_private(|private| private.in_kick = in_kick);
+        self.kicking
+            .store(if in_kick { thread_id() } else { 0 }, Ordering::Relaxed);
+        if in_kick {
+            self.counters.kicks.add(1);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Completing and publishing: staged by the owner, or at once by anybody else.
+
+use crate::error::{Error, Result};
+use crate::virtqueue::slot::Slot;
+use crate::virtqueue::used::UsedElem;
+
+use super::epoch::{Epoch, complete_in};
+use super::{Private, Queue};
+
+impl Queue {
+    /// Publishes what is staged.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.with_private(|private| self.flush_private(private))
+            .ok_or_else(|| Error::new(libc::EXDEV, "not the owner of the queue"))
+    }
+
+    pub(super) fn flush_private(&self, private: &mut Private) {
+        let n = private.staged.len() as u64;
+        if n == 0 {
+            return;
+        }
+        let notify = {
+            let mut publication = self.publication.lock();
+            self.publications.completions.add(n);
+            self.publications.bytes_in.add(private.staged.bytes_in());
+            self.publications.bytes_out.add(private.staged.bytes_out);
+            self.count_decision(publication.publish(private.staged.batch()))
+        };
+        private.staged.clear();
+        if notify {
+            self.notify();
+        }
+        // Last: whoever waits for what is in flight finds it published.
+        private.completed += n;
+    }
+
+    /// Under the publication lock.
+    fn count_decision(&self, decision: Option<bool>) -> bool {
+        match decision {
+            Some(true) => self.publications.notifications.add(1),
+            Some(false) => self.publications.suppressed.add(1),
+            None => {}
+        }
+        decision == Some(true)
+    }
+
+    /// Signals the call descriptor; one that cannot be signalled is logged once.
+    pub(crate) fn notify(&self) {
+        if let Err(errno) = self.call.signal() {
+            self.server.logger.warning(format_args!(
+                "queue {}: call descriptor: {}",
+                self.index,
+                errno.desc()
+            ));
+        }
+    }
+
+    /// Tells the front-end that the ring is broken.
+    pub(crate) fn signal_error(&self) {
+        if let Err(errno) = self.err.signal() {
+            self.server.logger.warning(format_args!(
+                "queue {}: err descriptor: {}",
+                self.index,
+                errno.desc()
+            ));
+        }
+    }
+
+    /// Stages the completion of an element of the running epoch. False, with nothing done, if it is of one that
+    /// has ended.
+    ///
+    /// # Safety
+    /// `slot` is a live element of this queue, and [`completes_here`](Self::completes_here) said that the
+    /// calling thread owns the queue.
+    #[inline(always)]
+    pub(in crate::virtqueue) unsafe fn stage(&self, slot: *mut Slot, written: u32) -> bool {
+        // SAFETY: this thread owns the queue, and nothing below comes back to it.
+        let private = unsafe { &mut *self.private.get() };
+        // SAFETY: the slot is live until it is released below.
+        let (head, epoch, out_len) =
+            unsafe { ((*slot).head(), (*slot).epoch.cast(), (*slot).elem.out_len) };
+        if epoch != private.epoch {
+            return false;
+        }
+        let Some(pool) = &mut private.pool else {
+            return false;
+        };
+        // SAFETY: the slot is this pool's and nobody uses it any more.
+        unsafe { pool.release(slot) };
+        if private.staged.push(UsedElem::new(head, written), out_len) {
+            self.flush_private(private);
+        } else if private.staged.len() == 1 && !private.in_kick {
+            self.flush_later(private);
+        }
+        true
+    }
+
+    /// Staged outside of `kick`: the context publishes at the end of its dispatch, or is made to dispatch.
+    #[cold]
+    fn flush_later(&self, private: &Private) {
+        if let (Some(context), Some(this)) = (&private.context, self.this(private)) {
+            context.will_flush(this);
+        }
+    }
+
+    /// Completes an element on another thread than the owner's, or one whose epoch has ended: published at
+    /// once.
+    ///
+    /// # Safety
+    /// `slot` is an element of this queue, and its state was moved from LIVE by the caller.
+    #[inline(never)]
+    pub(in crate::virtqueue) unsafe fn finish(&self, slot: *mut Slot, written: u32) {
+        // SAFETY: the caller's promise; the slot stays valid until it is given back below.
+        let (head, epoch, out_len) = unsafe {
+            (
+                (*slot).head(),
+                (*slot).epoch.cast::<Epoch>(),
+                (*slot).elem.out_len,
+            )
+        };
+        let elem = UsedElem::new(head, written);
+        let notify = {
+            let mut publication = self.publication.lock();
+            // SAFETY: the slot is of this queue's pool and nobody uses it after this.
+            unsafe { publication.give_back(slot) };
+            self.publications.completions.add(1);
+            self.publications.bytes_in.add(u64::from(elem.len()));
+            self.publications.bytes_out.add(u64::from(out_len));
+            self.count_decision(publication.publish(&[elem]))
+        };
+        if notify {
+            self.notify();
+        }
+        // SAFETY: the element kept its epoch alive until here; neither it nor `self` is used afterwards.
+        unsafe { complete_in(epoch) };
+    }
+}

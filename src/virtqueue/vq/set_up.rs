@@ -1,0 +1,114 @@
+//! The internal thread's side: what it prepares before an offer, and what it does with a queue that nobody holds.
+
+use crate::context::owner::State;
+use crate::device::StopReason;
+use crate::error::{Error, Result};
+use crate::memory::RegionTable;
+use crate::sync::{Arc, Ordering};
+use crate::virtqueue::areas::{SplitAreas, SplitLayout};
+use crate::virtqueue::ring_error::RingError;
+
+use super::{Queue, Setup};
+
+impl Queue {
+    /// A fresh ring that begins at `base`, or with `None` a new kick descriptor for the same one. The queue is
+    /// INTERNAL.
+    pub(crate) fn prepare(&self, mut setup: Setup, base: Option<u16>) {
+        let mut place = self.setup.lock();
+        setup.incarnation = place.as_ref().map_or(0, |before| before.incarnation);
+        if let Some(base) = base {
+            setup.incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed) + 1;
+            self.broken.store(false, Ordering::Release);
+            *self.failure.lock() = None;
+            self.last_avail.store(u32::from(base), Ordering::Release);
+            self.publication.lock().revive();
+            self.gate.reopen();
+        }
+        *place = Some(setup);
+    }
+
+    /// The ring is no more: nothing in flight, or the connection is gone. Completions that are still to come
+    /// do not touch guest memory.
+    pub(crate) fn retire(&self) {
+        // Two statements: what is unmapped here is unmapped outside of the lock.
+        let table = self.publication.lock().retire();
+        self.pinned.store(0, Ordering::Relaxed);
+        drop(table);
+    }
+
+    /// The ring is no more, and what was wrong with it neither.
+    pub(crate) fn forget_setup(&self) {
+        *self.setup.lock() = None;
+        self.broken.store(false, Ordering::Release);
+        *self.failure.lock() = None;
+    }
+
+    /// The used ring lies in an older table than that of `generation`.
+    pub(crate) fn is_behind(&self, generation: u64) -> bool {
+        // Relaxed: whoever asks has waited for the bracket in which the owner stored it.
+        let pinned = self.pinned.load(Ordering::Relaxed);
+        pinned != 0 && pinned < generation
+    }
+
+    /// The queue is INTERNAL: its used ring moves to the current table, or dies if it is not in there.
+    pub(crate) fn rebase(&self, table: &Arc<RegionTable>) {
+        let Some(setup) = self.setup.lock().clone() else {
+            return;
+        };
+        self.pinned.store(table.generation(), Ordering::Relaxed);
+        let mut publication = self.publication.lock();
+        match resolve(&setup, table, self.index) {
+            Ok(areas) => publication.rebase(areas, setup.features.event_idx, table.clone()),
+            Err(error) => {
+                let table = publication.retire();
+                drop(publication);
+                drop(table);
+                self.fail(error);
+            }
+        }
+    }
+
+    /// Where the driver's next buffer is; exact while the queue is INTERNAL.
+    pub(crate) fn last_avail(&self) -> u16 {
+        self.last_avail.load(Ordering::Acquire) as u16
+    }
+
+    pub(crate) fn set_stop_reason(&self, reason: StopReason) {
+        self.stop_reason.store(reason as u32, Ordering::Release);
+    }
+
+    /// A recalled queue is in nobody's hands and has nothing in flight. The gate is closed only when the owner
+    /// has let go: one that is just arriving must find it open.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.owner.load().state == State::Internal && self.gate.close()
+    }
+
+    /// The drain is given up: from here on this queue lives on what is in flight.
+    pub(crate) fn orphan(&self) {
+        self.orphaned.store(true, Ordering::Release);
+    }
+}
+
+pub(super) fn ring_error(index: u32, error: &RingError) -> Error {
+    Error::new(error.errno(), format!("queue {index}: {error}"))
+}
+
+/// Host pointers of the three areas, each in full length inside one region.
+pub(crate) fn resolve(setup: &Setup, table: &RegionTable, index: u32) -> Result<SplitAreas> {
+    let layout = SplitLayout::new(setup.size, setup.features.event_idx);
+    let area = |name: &str, address: u64, len: usize| {
+        table.translate_user(address, len as u64).ok_or_else(|| {
+            Error::new(
+                libc::EFAULT,
+                format!(
+                    "queue {index}: {name} ring at {address:#x}, {len} bytes: not in one region"
+                ),
+            )
+        })
+    };
+    let desc = area("descriptor", setup.desc, layout.desc)?;
+    let avail = area("available", setup.avail, layout.avail)?;
+    let used = area("used", setup.used, layout.used)?;
+    // SAFETY: each area is translated in its full length, and who keeps the result keeps `table`.
+    unsafe { SplitAreas::new(desc, avail, used, setup.size) }.map_err(|e| ring_error(index, &e))
+}
