@@ -144,3 +144,24 @@ fn a_broken_ring_can_end_the_connection() {
     }
     rig.echo.wait_event(Event::Disconnected(-libc::EBADMSG));
 }
+
+/// What breaks while its connection ends is nobody's business in the next one.
+#[test]
+fn a_ring_that_breaks_as_the_connection_ends_is_forgotten() {
+    let rig = Rig::build(
+        "a_ring_that_breaks_as_the_connection_ends",
+        &[Kind::Epoll],
+        Answer::Inline,
+        |builder| builder.queues(2).disconnect_on_broken_ring(true),
+    );
+    for _ in 0..200 {
+        let mut session = Session::builder().queues(2).connect(&rig.path);
+        break_ring(&mut session.queues[0]);
+        drop(session);
+        let mut session = Session::builder().queues(2).connect(&rig.path);
+        for queue in &mut session.queues {
+            echo::round_trip(queue, b"sound");
+        }
+        session.disconnect();
+    }
+}

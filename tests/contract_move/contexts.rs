@@ -292,3 +292,34 @@ fn completions_from_a_pool_in_random_order() {
     drop(load);
     rig.assert_exactly_once(&[20_001]);
 }
+
+/// A ring that is refilled without a pause keeps a busy-polling loop neither from its mail nor from the
+/// program's own thread, which stops the server with the loop in its hands.
+#[test]
+fn stopping_a_busy_polling_loop_under_a_load_without_a_pause() {
+    let guard = HangGuard::secs("stopping_a_busy_polling_loop", 120);
+    let ctx = Context::epoll().unwrap();
+    ctx.set_busy_poll(Duration::from_millis(1)).unwrap();
+    let rig = Rig::without_loops(guard, Answer::Inline, Some(&ctx), |builder| builder);
+    let path = rig.path.clone();
+    let driver = thread::spawn(move || {
+        let mut session = Session::builder().connect(&path);
+        let mut request = EchoRequest::new(&session.memory, 64, 64);
+        request.prepare(1);
+        let queue = &mut session.queues[0];
+        // The socket file is gone when the server is down; what is out then stays unanswered.
+        while path.exists() {
+            while queue.outstanding() < 64 {
+                queue.submit(&request.segs()).unwrap();
+            }
+            while queue.poll_used().unwrap().is_some() {}
+        }
+    });
+    let started = std::time::Instant::now();
+    while rig.stats(0).completions < 20_000 {
+        ctx.dispatch(Some(Duration::from_millis(10))).unwrap();
+        assert!(started.elapsed() < Duration::from_secs(60));
+    }
+    rig.server.stop().unwrap();
+    driver.join().unwrap();
+}
