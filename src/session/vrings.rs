@@ -52,6 +52,18 @@ impl Session {
         self.vrings[index].prepared || may_run() == Some(true)
     }
 
+    /// A ring that was kicked and enabled and yet cannot run would otherwise wait without a word.
+    fn log_why_waiting(&self, index: usize) {
+        if let (Some(setup), Some(queue)) = (self.setup(index), self.shared.queue(index as u32))
+            && queue.is_enabled()
+            && let Err(error) = resolve(&setup, &self.shared.table.current(), index as u32)
+        {
+            self.shared
+                .logger
+                .warning(format_args!("{error}; the ring waits for its memory"));
+        }
+    }
+
     fn refuse_running(&self, index: usize, what: &str) -> Result<(), Fault> {
         if self.is_running(index) {
             return Err(Fault::refuse(
@@ -186,6 +198,7 @@ impl Session {
         vring.prepared = false;
         vring.after_event = after_event;
         self.used_since_owner = true;
+        self.log_why_waiting(index);
         Ok(Answer::Done)
     }
 
@@ -256,6 +269,7 @@ impl Session {
         queue.set_enabled(num == 1);
         if num == 1 {
             self.look_again(&queue);
+            self.log_why_waiting(index);
         }
         if num == 0 && !self.shared.config.run_disabled_queues && self.vrings[index].is_started() {
             self.take_back(index, StopReason::Disabled)?;

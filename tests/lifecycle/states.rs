@@ -1,11 +1,12 @@
 //! Every row of the table of states: what each call does in each state.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
-use vu_server::{Address, Server};
+use vu_server::{Address, Context, Device, Kick, Server, Virtqueue};
 
 use crate::sim::echo::{EchoRequest, round_trip};
-use crate::sim::{Deadline, Session, eventually};
+use crate::sim::{Deadline, HangGuard, Session, eventually};
 use crate::stop::*;
 
 /// What the calls answer in a state that they do not change.
@@ -367,4 +368,54 @@ fn inside_stopped_the_server_is_stopped() {
     assert_eq!(journal.count("stopped"), ROUNDS);
     drop(server);
     looper.finish();
+}
+
+/// Holds its own server, and lets go of it when a front-end comes.
+struct Suicidal {
+    server: Arc<Mutex<Option<Server>>>,
+    destroyed: Arc<AtomicU32>,
+}
+
+impl Device for Suicidal {
+    fn kick(&self, _: &mut Virtqueue<'_>) -> Kick {
+        Kick::Done
+    }
+
+    fn connected(&self) {
+        let server = self.server.lock().unwrap().take();
+        drop(server);
+    }
+
+    fn destroy(&self) {
+        self.destroyed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A running server that is dropped inside a callback cannot stop there; it ends on its own.
+#[test]
+fn dropped_inside_a_callback() {
+    let _guard = HangGuard::secs("dropped_inside_a_callback", 60);
+    let path = std::env::temp_dir().join(format!("vu-dropped-{}.sock", std::process::id()));
+    let (place, destroyed) = (Arc::new(Mutex::new(None)), Arc::new(AtomicU32::new(0)));
+    let device = Suicidal {
+        server: place.clone(),
+        destroyed: destroyed.clone(),
+    };
+    let ctx = Context::epoll().unwrap();
+    let server = Server::builder().build(device).unwrap();
+    server
+        .start(Address::Listen(path.clone()), Some(&ctx))
+        .unwrap();
+    *place.lock().unwrap() = Some(server);
+    let front_end = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let deadline = Deadline::secs(30);
+    while destroyed.load(Ordering::Relaxed) == 0 {
+        assert!(!deadline.expired(), "never destroyed");
+        ctx.dispatch(Some(std::time::Duration::from_millis(20)))
+            .unwrap();
+    }
+    assert_eq!(destroyed.load(Ordering::Relaxed), 1);
+    assert!(!path.exists());
+    drop(front_end);
+    ctx.free().map_err(|(error, _)| error).unwrap();
 }
