@@ -8,6 +8,7 @@
 
 struct watched {
     vu_ctx *ctx;
+    vu_server *server;
     int fd;
     int calls;
     uint32_t revents;
@@ -20,6 +21,8 @@ static void on_ready(void *data, uint32_t revents)
 
     watched->calls++;
     watched->revents = revents;
+    err(vu_server_stop(watched->server), -EDEADLK);
+    ok(vu_server_request_stop(watched->server));
     if (watched->unwatch)
         ok(vu_ctx_unwatch(watched->ctx, watched->fd));
     if (watched->nest) {
@@ -38,7 +41,7 @@ static void must_not_run(void *data, uint32_t revents)
 
 int main(void)
 {
-    struct watched watched = {0};
+    struct watched watched = {.server = null_server()};
     eventfd_t value;
     int file;
 
@@ -76,6 +79,8 @@ int main(void)
     /* Freeing ends what is left. */
     ok(vu_ctx_watch(watched.ctx, watched.fd, POLLIN, must_not_run, NULL));
     ok(vu_ctx_free(watched.ctx));
+    ok(vu_server_stop(watched.server));
+    ok(vu_server_free(watched.server));
     close(watched.fd);
     close(file);
     return 0;

@@ -1132,8 +1132,8 @@ int vu_vq_get_stats(const struct vu_vq *vq, struct vu_vq_stats *stats);
  *
  * @param elems where to put them
  * @return how many there are; -EBADMSG: the ring is broken, -ESHUTDOWN: the
- *         queue is not started or is leaving its context, -EXDEV: the calling
- *         thread is not the owner, -EINVAL for NULL
+ *         queue is leaving its context, -EXDEV: the calling thread is not the
+ *         owner (a queue that is not started has none), -EINVAL for NULL
  */
 VU_MUST_USE
 int vu_vq_pop(struct vu_vq *vq,

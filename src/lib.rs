@@ -16,9 +16,9 @@
 //!         let mut batch: [Option<Element>; 32] = Default::default();
 //!         while let Ok(n @ 1..) = vq.pop(&mut batch) {
 //!             for element in batch[..n].iter_mut().filter_map(Option::take) {
-//!                 let mut bytes = vec![0; element.readable_len() as usize];
-//!                 element.read(0, &mut bytes);
-//!                 let written = element.write(0, &bytes) as u32;
+//!                 let mut bytes = [0; 256];
+//!                 let len = element.read(0, &mut bytes);
+//!                 let written = element.write(0, &bytes[..len]) as u32;
 //!                 vq.stage(element, written).expect("written fits");
 //!             }
 //!         }
@@ -126,3 +126,8 @@ pub use crate::{
     stats::{MESSAGE_TYPES, ServerStats},
     virtqueue::{Element, GuestSlice, Virtqueue, VqStats},
 };
+
+/// The examples of the README are tests, too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -183,3 +183,12 @@ fn its_example_compiles() {
         &format!("#include <vu_server.h>\n{source}"),
     );
 }
+
+#[test]
+fn the_example_in_the_readme_compiles() {
+    const README: &str = include_str!("../README.md");
+    let (_, example) = README.split_once("```c\n").expect("an example in C");
+    let (example, _) = example.split_once("```").expect("an example that ends");
+    assert!(example.contains("vu_server_start"));
+    compile("cc", &["-x", "c", "-std=c99"], example);
+}

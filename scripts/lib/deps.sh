@@ -68,7 +68,7 @@ main() {
         as_root apt-get update -qq >&2 || die "apt-get update failed"
         install_missing "${missing[@]}"
     fi
-    command -v cargo >/dev/null || die "cargo is missing: install Rust 1.85 or newer (https://rustup.rs)"
+    command -v cargo >/dev/null || die "cargo is missing: install Rust 1.88 or newer (https://rustup.rs)"
 }
 
 main "$@"

@@ -46,8 +46,8 @@ pub(super) unsafe fn with_queue<T: Answer>(
 ///
 /// @param elems where to put them
 /// @return how many there are; -EBADMSG: the ring is broken, -ESHUTDOWN: the
-///         queue is not started or is leaving its context, -EXDEV: the calling
-///         thread is not the owner, -EINVAL for NULL
+///         queue is leaving its context, -EXDEV: the calling thread is not the
+///         owner (a queue that is not started has none), -EINVAL for NULL
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_pop(vq: *mut vu_vq, elems: *mut *mut vu_elem, max: usize) -> c_int {

@@ -137,9 +137,6 @@ impl Session {
     /// `disconnected` is delivered before the next front-end is accepted. A stop does not wait longer for it
     /// than the drain may take, and a little when that took all the time there is.
     fn announce(&mut self, errno: i32, reason: String, deadline: Option<Instant>) {
-        if self.shared.stream.drop_if_connection_unseen() {
-            return;
-        }
         let number = self
             .shared
             .stream
@@ -148,7 +145,10 @@ impl Session {
         loop {
             let stopping = self.shared.lifecycle.is_stopping();
             let limit = stopping.then_some(deadline).flatten();
-            let nobody = stopping && self.shared.stream.owner.load().target.is_none();
+            // A stop has nobody to tell while detached, nor of a connection that nobody has heard of yet.
+            let nobody = stopping
+                && (self.shared.stream.owner.load().target.is_none()
+                    || self.shared.stream.drop_if_connection_unseen());
             let told = nobody
                 || self.wait_after_end(limit, |session| {
                     session.shared.stream.has_delivered(number)

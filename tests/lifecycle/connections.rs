@@ -1,12 +1,14 @@
 //! One front-end after the other, what the device hears of them, and that nothing is left behind.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use vu_server::{Address, Server};
+use vu_server::{Address, Context, Device, Kick, Server, Virtqueue};
 
 use crate::sim::echo::{EchoRequest, round_trip};
 use crate::sim::wire::req;
-use crate::sim::{Deadline, Frontend, Session, eventually, process};
+use crate::sim::{Deadline, Frontend, HangGuard, Session, eventually, process};
 use crate::stop::*;
 
 #[test]
@@ -293,4 +295,50 @@ fn a_hundred_lives_leave_nothing_behind() {
         live(round);
     }
     eventually("holdings", Deadline::secs(5), before, holdings);
+}
+
+/// Counts the two ends of each connection.
+#[derive(Default)]
+struct Ends {
+    connected: AtomicU64,
+    disconnected: AtomicU64,
+}
+
+struct Counting(Arc<Ends>);
+
+impl Device for Counting {
+    fn kick(&self, _: &mut Virtqueue<'_>) -> Kick {
+        Kick::Done
+    }
+
+    fn connected(&self) {
+        self.0.connected.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn disconnected(&self, _: i32, _: &str) {
+        self.0.disconnected.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection that is gone before anybody has looked is heard of all the same: a program may live on it.
+#[test]
+fn a_connection_of_no_length_is_heard_of() {
+    let _guard = HangGuard::secs("a_connection_of_no_length", 60);
+    let ends = Arc::new(Ends::default());
+    let ctx = Context::epoll().unwrap();
+    let server = Server::builder().build(Counting(ends.clone())).unwrap();
+    for round in 1..=200 {
+        let (front_end, back_end) = std::os::unix::net::UnixStream::pair().unwrap();
+        drop(front_end);
+        server
+            .start(Address::ConnectedFd(back_end.into()), Some(&ctx))
+            .unwrap();
+        let deadline = Deadline::secs(20);
+        while ends.disconnected.load(Ordering::Relaxed) < round {
+            assert!(!deadline.expired(), "round {round}: nobody heard of it");
+            ctx.dispatch(Some(Duration::from_millis(20))).unwrap();
+        }
+        assert_eq!(ends.connected.load(Ordering::Relaxed), round);
+        server.stop().unwrap();
+    }
 }
