@@ -8,7 +8,7 @@ use vu_server::{Address, Context, Device, Kick, Server, Virtqueue};
 
 use crate::sim::echo::{EchoRequest, round_trip};
 use crate::sim::wire::req;
-use crate::sim::{Deadline, Frontend, HangGuard, Session, eventually, process};
+use crate::sim::{Deadline, Frontend, Session, eventually, process};
 use crate::stop::*;
 
 #[test]
@@ -323,7 +323,7 @@ impl Device for Counting {
 /// A connection that is gone before anybody has looked is heard of all the same: a program may live on it.
 #[test]
 fn a_connection_of_no_length_is_heard_of() {
-    let _guard = HangGuard::secs("a_connection_of_no_length", 60);
+    let _guard = guard("a_connection_of_no_length", 60);
     let ends = Arc::new(Ends::default());
     let ctx = Context::epoll().unwrap();
     let server = Server::builder().build(Counting(ends.clone())).unwrap();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use vu_server::{Address, Context, Device, Kick, Server, Virtqueue};
 
 use crate::sim::echo::{EchoRequest, round_trip};
-use crate::sim::{Deadline, HangGuard, Session, eventually};
+use crate::sim::{Deadline, Session, eventually};
 use crate::stop::*;
 
 /// What the calls answer in a state that they do not change.
@@ -394,7 +394,7 @@ impl Device for Suicidal {
 /// A running server that is dropped inside a callback cannot stop there; it ends on its own.
 #[test]
 fn dropped_inside_a_callback() {
-    let _guard = HangGuard::secs("dropped_inside_a_callback", 60);
+    let _guard = guard("dropped_inside_a_callback", 60);
     let path = std::env::temp_dir().join(format!("vu-dropped-{}.sock", std::process::id()));
     let (place, destroyed) = (Arc::new(Mutex::new(None)), Arc::new(AtomicU32::new(0)));
     let device = Suicidal {
