@@ -10,20 +10,20 @@ struct call {
     void *arg;
 };
 
-/* NULL is the default context; GLib's functions know that as well. */
 struct main_loop {
     GMainContext *context;
+    GMainContext *given; /* NULL for the default one */
     GMainLoop *loop;
 };
 
 static int new_ctx(void *data, vu_ctx **ctx)
 {
-    return vu_ctx_new_glib(((struct main_loop *)data)->context, ctx, NULL);
+    return vu_ctx_new_glib(((struct main_loop *)data)->given, ctx, NULL);
 }
 
 static void *wrap(void *data)
 {
-    return vu_glib_loop_new_(((struct main_loop *)data)->context);
+    return vu_glib_loop_new_(((struct main_loop *)data)->given);
 }
 
 static void run(void *data)
@@ -72,9 +72,10 @@ static int watches(void *data)
     return count;
 }
 
-static void scenario(GMainContext *context)
+static void scenario(GMainContext *given)
 {
-    struct main_loop main_loop = {context, g_main_loop_new(context, FALSE)};
+    struct main_loop main_loop = {given ? given : g_main_context_default(), given,
+                                  g_main_loop_new(given, FALSE)};
     const struct loop loop = {.loop = &main_loop, .new_ctx = new_ctx, .ops = vu_glib_ops_(),
                               .wrap = wrap, .run = run, .quit = quit, .turn = turn,
                               .later = later, .watches = watches, .nests = true};

@@ -26,7 +26,7 @@ struct loop {
     void (*turn)(void *loop);
     /* Calls it once, from the loop. */
     void (*later)(void *loop, void (*fn)(void *), void *arg);
-    /* How many things are watched. */
+    /* How many descriptors it watches. */
     int (*watches)(void *loop);
     /* Whether the loop may be run inside a callback of its own. */
     bool nests;
@@ -81,6 +81,8 @@ static inline void check_watches(const struct loop *loop, void *wrapped)
     ok(ops->set_watch(wrapped, second.pipe[0], POLLIN, see, &first));
     ok(ops->set_watch(wrapped, write_end, POLLIN, see, &first));
     check(loop->watches(loop->loop) == before + 2);
+    /* The second one at the latest finds nothing, not even what set_watch() has woken up. */
+    ok(ops->poll(wrapped, 0));
     ok(ops->poll(wrapped, 0));
     check(first.calls == 0);
     check(write(write_end, "x", 1) == 1);
@@ -120,11 +122,13 @@ static inline void check_error(const struct loop *loop, void *wrapped)
 static inline void check_ops(const struct loop *loop)
 {
     void *wrapped = loop->wrap(loop->loop);
-    const int64_t began = milliseconds();
+    int64_t began;
 
     check_watches(loop, wrapped);
     check_error(loop, wrapped);
+    loop->turn(loop->loop);
     /* Nothing happens, and still it returns: not much before and, by the watchdog, not never. */
+    began = milliseconds();
     ok(loop->ops.poll(wrapped, 50));
     check(milliseconds() - began >= 49);
     loop->ops.destroy(wrapped);
@@ -138,8 +142,7 @@ struct scenario {
     struct rig rig;
     pthread_t owner;
     int served, until; /* requests; the loop is ended when so many have been */
-    bool hold;         /* keep the next one */
-    vu_elem *held;
+    vu_elem *held;     /* the last one, until the server is being stopped */
     int result;        /* of what was called from the loop */
     sem_t detached, submitted;
 };
@@ -155,7 +158,7 @@ static inline int scenario_kick(void *dev, vu_vq *vq)
         size_t n = vu_elem_read(elem, 0, bytes, sizeof(bytes));
 
         n = vu_elem_write(elem, 0, bytes, n);
-        if (s->hold)
+        if (s->served == EXCHANGES + 2)
             s->held = elem;
         else
             ok(vu_vq_stage(vq, elem, (uint32_t)n));
@@ -208,7 +211,7 @@ static inline void run_until(struct scenario *s, int served)
 {
     s->until = served;
     s->loop->run(s->loop->loop);
-    check(s->served == served);
+    check(s->served >= served);
 }
 
 static inline void detach_here(void *data)
@@ -259,7 +262,6 @@ static inline void detach_and_attach(struct scenario *s, int doorbells)
         loop->turn(loop->loop);
     check(s->served == EXCHANGES);
 
-    s->hold = false;
     loop->later(loop->loop, attach_here, s);
     run_until(s, EXCHANGES + 2);
     ok(s->result);
@@ -303,7 +305,6 @@ static inline void check_device(const struct loop *loop)
     run_until(&s, EXCHANGES);
     check(loop->watches(loop->loop) == before + 3);
     detach_and_attach(&s, before + 1);
-    s.hold = true;
     if (!s.held)
         run_until(&s, EXCHANGES + 3);
     check(s.held != NULL);

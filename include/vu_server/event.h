@@ -136,8 +136,6 @@ static inline int vu_event_poll_(void *data, int timeout_ms)
     struct timeval timeout;
     int rc;
 
-    if (event_base_get_running_event(loop->base))
-        return -EBUSY;
     if (timeout_ms > 0) {
         timeout.tv_sec = timeout_ms / 1000;
         timeout.tv_usec = timeout_ms % 1000 * 1000;
@@ -146,7 +144,8 @@ static inline int vu_event_poll_(void *data, int timeout_ms)
     }
     rc = event_base_loop(loop->base, EVLOOP_ONCE | (timeout_ms == 0 ? EVLOOP_NONBLOCK : 0));
     event_del(loop->timer);
-    return rc < 0 ? -EIO : 0;
+    /* A loop of this base is running already, and libevent has said so in its log. */
+    return rc < 0 ? -EBUSY : 0;
 }
 
 static inline void vu_event_destroy_(void *data)
