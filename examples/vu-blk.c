@@ -18,11 +18,11 @@
 #include <unistd.h>
 #include <vu_server.h>
 
-#include "device.h"
-#include "log.h"
-#include "options.h"
-#include "stats.h"
-#include "workers.h"
+#include "vu-blk/device.h"
+#include "vu-blk/log.h"
+#include "vu-blk/options.h"
+#include "vu-blk/stats.h"
+#include "vu-blk/workers.h"
 
 enum {
     STATUS_OK = 0,
