@@ -78,7 +78,7 @@ impl ContextCore {
             None => self.serve(queue),
             Some(why) => {
                 queue.fail_kick(why);
-                self.break_up(queue);
+                self.give_up(queue);
             }
         }
     }
@@ -110,7 +110,8 @@ impl ContextCore {
             State::Offered if scope.allows(&queue.server) => self.accept(queue),
             State::Offered => return false,
             State::Recalled => self.give_up(queue),
-            State::Owned if queue.is_broken() => self.break_up(queue),
+            // The internal thread reports it.
+            State::Owned if queue.is_broken() => self.give_up(queue),
             State::Owned if scope.allows(&queue.server) => self.serve(queue),
             State::Owned => return false,
         }
@@ -203,11 +204,6 @@ impl ContextCore {
         queue.server.handed_back();
     }
 
-    /// Stops a broken ring; the internal thread reports it.
-    fn break_up(self: &Arc<Self>, queue: &Arc<Queue>) {
-        self.give_up(queue);
-    }
-
     /// A context that is being freed keeps nothing for queues that a drain time-out cut off.
     pub(super) fn let_orphans_go(&self) {
         let Some(this) = self.arc() else {
@@ -243,7 +239,7 @@ impl ContextCore {
         for _ in 0..KICKS_IN_A_ROW {
             match queue.look() {
                 Look::Busy => return,
-                Look::Broken => return self.break_up(queue),
+                Look::Broken => return self.give_up(queue),
                 Look::Empty if !asked => {}
                 Look::Empty | Look::Work => {
                     asked = false;

@@ -22,16 +22,12 @@ const BRACKET_NAP: Duration = Duration::from_micros(50);
 impl Session {
     /// Sleeps until a message, a back-channel reply or the doorbell.
     pub(super) fn wait_for_message(&mut self) {
-        self.sleep(PollFlags::POLLIN, None);
+        self.sleep(PollFlags::POLLIN);
     }
 
     /// Sleeps until the peer reads or goes, or the doorbell rings. `connection` says what else of the
     /// connection ends the sleep. What happened is found out by the caller's next look.
-    fn sleep(&mut self, connection: PollFlags, deadline: Option<Instant>) -> PollFlags {
-        let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
-        });
+    fn sleep(&mut self, connection: PollFlags) -> PollFlags {
         let mut fds = vec![
             PollFd::new(self.shared.internal.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.transport.as_fd(), connection),
@@ -40,7 +36,7 @@ impl Session {
             fds.push(PollFd::new(backend.as_fd(), backend.interest()));
         }
         // Every signal is blocked on this thread, so there is no EINTR; other errors show up as no events.
-        let _ = poll(&mut fds, timeout);
+        let _ = poll(&mut fds, PollTimeout::NONE);
         let seen = fds[1].revents().unwrap_or(PollFlags::empty());
         let backend_ready = fds.get(2).is_some_and(|fd| fd.any() == Some(true));
         self.shared.internal.silence();
@@ -54,7 +50,7 @@ impl Session {
     pub(super) fn send_all(&mut self) -> Result<(), End> {
         while !self.transport.flush()? {
             self.keep_house()?;
-            self.sleep(PollFlags::POLLOUT, None);
+            self.sleep(PollFlags::POLLOUT);
         }
         Ok(())
     }
@@ -66,7 +62,7 @@ impl Session {
             if done(self) {
                 return Ok(());
             }
-            let seen = self.sleep(PollFlags::empty(), None);
+            let seen = self.sleep(PollFlags::empty());
             if seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) {
                 return Err(End::Failed(Error::new(
                     libc::ECONNRESET,
