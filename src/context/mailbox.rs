@@ -1,7 +1,8 @@
 //! A context's mailbox and the protocol of its doorbell.
 //!
 //! Mail is a hint ("look at this queue's owner word"), so the same letter is never in the box twice and the
-//! box is bounded by the number of queues and servers there are.
+//! box is bounded by the number of queues and servers there are. (A channel cannot look for a letter's double, which
+//! is why this is a locked queue.)
 //!
 //! Senders skip the doorbell while the receiver is awake, that is inside the library's own dispatch code.
 //! The receiver goes to sleep in three steps: store ASLEEP, SeqCst fence, look into the box again. A sender
