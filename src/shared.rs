@@ -1,7 +1,9 @@
 //! What the threads of one server share: its configuration, its device and its state.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::callback;
@@ -28,7 +30,7 @@ pub(crate) struct Config {
     pub(crate) elem_priv_size: u32,
     pub(crate) stage_max: usize,
     /// `None`: no limit.
-    pub(crate) drain_timeout: Option<std::time::Duration>,
+    pub(crate) drain_timeout: Option<Duration>,
     pub(crate) disconnect_on_broken_ring: bool,
     pub(crate) run_disabled_queues: bool,
     pub(crate) require_sealed_memory: bool,
@@ -59,6 +61,20 @@ impl Doorbell {
 
     pub(crate) fn silence(&self) {
         let _ = self.0.read();
+    }
+
+    /// Sleeps until it rings, `also` is readable, or the time is over; `None` is no limit.
+    pub(crate) fn wait(&self, also: Option<BorrowedFd<'_>>, timeout: Option<Duration>) {
+        let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
+            // Rounded up, or the last part of a millisecond would be spent spinning.
+            let ms = timeout.as_nanos().div_ceil(1_000_000);
+            PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
+        });
+        let mut fds = vec![PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        fds.extend(also.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        // Who waits here has every signal blocked, and looks at everything again.
+        let _ = poll(&mut fds, timeout);
+        self.silence();
     }
 }
 

@@ -1,11 +1,10 @@
 //! The internal thread: accepts one front-end after the other until the server is stopped.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::context::hand_over::{offer_stream, set_queue_target, set_stream_target};
@@ -63,7 +62,7 @@ fn accept(shared: &Arc<Shared>, listener: &mut Listener) -> Option<OwnedFd> {
             return None;
         }
         if shared.is_poisoned() || listener.is_exhausted() {
-            wait(shared, None, None);
+            shared.internal.wait(None, None);
             continue;
         }
         match listener.try_accept(Instant::now()) {
@@ -71,29 +70,16 @@ fn accept(shared: &Arc<Shared>, listener: &mut Listener) -> Option<OwnedFd> {
             Ok(None) => {}
             Err(error) => shared.logger.warning(format_args!("{error}")),
         }
-        wait(shared, Some(listener), listener.timeout(Instant::now()));
+        shared
+            .internal
+            .wait(listener.poll_fd(), listener.timeout(Instant::now()));
     }
 }
 
 fn wait_for_stop(shared: &Arc<Shared>) {
     while !shared.lifecycle.is_stopping() {
-        wait(shared, None, None);
+        shared.internal.wait(None, None);
     }
-}
-
-fn wait(shared: &Shared, listener: Option<&Listener>, timeout: Option<std::time::Duration>) {
-    let timeout = timeout.map_or(PollTimeout::NONE, |t| {
-        // Rounded up, or the last part of a millisecond would be spent spinning.
-        let ms = t.as_millis() + u128::from(t.subsec_nanos() % 1_000_000 != 0);
-        PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
-    });
-    let mut fds = vec![PollFd::new(shared.internal.as_fd(), PollFlags::POLLIN)];
-    if let Some(fd) = listener.and_then(Listener::poll_fd) {
-        fds.push(PollFd::new(fd, PollFlags::POLLIN));
-    }
-    // All signals are blocked, and everything else is seen again by the caller's loop.
-    let _ = poll(&mut fds, timeout);
-    shared.internal.silence();
 }
 
 /// The last act: takes the queues off their contexts, owes `stopped`, and lets go.

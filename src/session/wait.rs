@@ -87,14 +87,8 @@ impl Session {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return false;
             }
-            let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
-                let left = deadline.saturating_duration_since(Instant::now());
-                PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
-            });
-            let mut fds = [PollFd::new(self.shared.internal.as_fd(), PollFlags::POLLIN)];
-            // As in `sleep`.
-            let _ = poll(&mut fds, timeout);
-            self.shared.internal.silence();
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            self.shared.internal.wait(None, left);
         }
     }
 

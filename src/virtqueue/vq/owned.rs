@@ -108,13 +108,12 @@ impl Queue {
         Ok(())
     }
 
-    /// Ends the current epoch: from here on its elements count themselves.
-    pub(super) fn fold(&self, private: &mut Private) {
-        let epoch = std::mem::replace(&mut private.epoch, std::ptr::null());
+    /// Ends an epoch of this owner's, with `balance` elements out: from here on they count themselves. Null is no
+    /// epoch.
+    fn fold(epoch: *const Epoch, balance: u64) {
         if epoch.is_null() {
             return;
         }
-        let balance = private.popped - private.completed;
         // SAFETY: an epoch lives until the call of `fold` or `complete` that returns true.
         if unsafe { (*epoch).count.fold(balance) } {
             // SAFETY: this was that call.
@@ -131,7 +130,8 @@ impl Queue {
                 self.last_avail
                     .store(u32::from(ring.last_avail()), Ordering::Release);
             }
-            self.fold(private);
+            let epoch = std::mem::replace(&mut private.epoch, std::ptr::null());
+            Self::fold(epoch, private.popped - private.completed);
             private.table = None;
             private.setup = None;
             private.context = None;
@@ -162,17 +162,12 @@ impl Queue {
             return Ok(());
         };
         // The next epoch begins before the old one ends, so the gate does not pass through zero.
-        let old = (private.epoch, private.popped - private.completed);
+        let (old, balance) = (private.epoch, private.popped - private.completed);
         let placed = this.place(private, &setup, table.clone(), last_avail);
-        let new = (private.epoch, private.popped, private.completed);
-        if placed.is_err() {
-            self.retire();
-        } else {
-            private.epoch = old.0;
-            private.popped = old.1;
-            private.completed = 0;
-            self.fold(private);
-            (private.epoch, private.popped, private.completed) = new;
+        match placed {
+            Ok(()) => Self::fold(old, balance),
+            // The old epoch is still the current one.
+            Err(_) => self.retire(),
         }
         self.bracket.renew(table.generation());
         placed
@@ -185,7 +180,7 @@ impl Queue {
 
     /// Renews the table and looks whether there is something to pop.
     pub(crate) fn look(&self) -> Look {
-        let Some(look) = self.with_private(|private| {
+        self.with_private(|private| {
             if private.in_kick {
                 private.remembered = true;
                 return Look::Busy;
@@ -198,10 +193,8 @@ impl Queue {
             let look = self.look_bracketed(private, generation);
             self.bracket.leave();
             look
-        }) else {
-            return Look::Busy;
-        };
-        look
+        })
+        .unwrap_or(Look::Busy)
     }
 
     pub(super) fn look_bracketed(&self, private: &mut Private, generation: u64) -> Look {
