@@ -655,6 +655,11 @@ typedef struct vu_server_stats {
      * `messages`.
      */
     uint64_t messages_by_type[64];
+    /**
+     * Guest pages written to while the front-end wanted to know, for which its
+     * dirty log has no bit.
+     */
+    uint64_t unlogged_pages;
 } vu_server_stats;
 
 /**

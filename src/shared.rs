@@ -19,6 +19,7 @@ use crate::sync::channel::{Receiver, Sender, bounded};
 use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Mutex, Ordering, fence};
 use crate::virtqueue::Queue;
 use crate::virtqueue::inflight::Gate;
+use crate::virtqueue::signal::SignalFd;
 
 /// What [`ServerBuilder`](crate::ServerBuilder) collected; never changes afterwards.
 pub(crate) struct Config {
@@ -99,6 +100,8 @@ pub(crate) struct Shared {
     /// A ring has broken and has not been reported: spares the internal thread the look at every queue.
     broken_hint: AtomicBool,
     pub(crate) table: TableCell,
+    /// Signalled after something was marked in the dirty log (SET_LOG_FD).
+    pub(crate) log_signal: SignalFd,
     /// Wakes the internal thread.
     pub(crate) internal: Doorbell,
     queues: Mutex<Vec<Arc<Queue>>>,
@@ -137,6 +140,7 @@ impl Shared {
             poisoned: AtomicBool::new(false),
             broken_hint: AtomicBool::new(false),
             table: TableCell::new(),
+            log_signal: SignalFd::new(),
             internal,
             queues: Mutex::new(Vec::new()),
             retired: Mutex::new(Vec::new()),
@@ -333,6 +337,14 @@ impl Shared {
         fence(Ordering::SeqCst);
         if self.stream.owner.load().target.is_none() && self.is_quiesced() {
             self.wake();
+        }
+    }
+
+    /// Tells the front-end that its dirty log has changed, if it wants to hear of that.
+    pub(crate) fn signal_log(&self) {
+        if let Err(errno) = self.log_signal.signal() {
+            self.logger
+                .warning(format_args!("log descriptor: {}", errno.desc()));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Statistics of a server.
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{Arc, AtomicU64, Ordering};
 
 /// Message types that are counted one by one; ids from 64 on are counted as refusals only.
 pub const MESSAGE_TYPES: usize = 64;
@@ -14,6 +14,8 @@ pub(crate) struct ServerCounters {
     pub(crate) orphaned_queues: AtomicU64,
     pub(crate) config_changes: AtomicU64,
     pub(crate) memory_regions: AtomicU64,
+    /// The dirty log counts in here itself.
+    pub(crate) unlogged_pages: Arc<AtomicU64>,
     by_type: [AtomicU64; MESSAGE_TYPES],
 }
 
@@ -28,6 +30,7 @@ impl Default for ServerCounters {
             orphaned_queues: AtomicU64::new(0),
             config_changes: AtomicU64::new(0),
             memory_regions: AtomicU64::new(0),
+            unlogged_pages: Arc::default(),
             by_type: [const { AtomicU64::new(0) }; MESSAGE_TYPES],
         }
     }
@@ -58,6 +61,7 @@ impl ServerCounters {
             config_changes: get(&self.config_changes),
             memory_regions: get(&self.memory_regions),
             messages_by_type: std::array::from_fn(|id| get(&self.by_type[id])),
+            unlogged_pages: get(&self.unlogged_pages),
         }
     }
 }
@@ -84,4 +88,6 @@ pub struct ServerStats {
     pub memory_regions: u64,
     /// Messages received, by request id.
     pub messages_by_type: [u64; MESSAGE_TYPES],
+    /// Guest pages written to while the front-end wanted to know, for which its dirty log has no bit.
+    pub unlogged_pages: u64,
 }

@@ -16,6 +16,8 @@ mod backend;
 mod config;
 #[path = "protocol/descriptors.rs"]
 mod descriptors;
+#[path = "protocol/dirty_log.rs"]
+mod dirty_log;
 #[path = "protocol/features.rs"]
 mod features;
 #[path = "protocol/framing.rs"]

@@ -6,7 +6,7 @@ use std::mem::offset_of;
 use libc::iovec;
 
 use crate::virtqueue::slot::{Elem, Slot, state};
-use crate::virtqueue::{complete, read_out, write_in};
+use crate::virtqueue::{Queue, complete, read_out, write_in};
 
 use super::guard::{guard, status};
 use super::vq::vu_vq;
@@ -201,11 +201,11 @@ pub unsafe extern "C" fn vu_elem_mark_dirty(
         if slot.state() != state::LIVE {
             return -libc::EINVAL;
         }
-        // Dirty logging is not offered to front-ends, so there is nothing to mark them in.
-        match offset.checked_add(len) {
-            Some(end) if end <= slot.elem.in_len as usize => 0,
-            _ => -libc::ERANGE,
-        }
+        // SAFETY: a live slot is stamped with its queue, and who calls this does not complete it meanwhile.
+        status(unsafe {
+            let queue = &*slot.queue.cast::<Queue>();
+            queue.mark_dirty(slot, offset, len)
+        })
     })
 }
 

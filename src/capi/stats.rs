@@ -36,9 +36,12 @@ pub struct vu_server_stats {
     /// Messages received, by request id; ids from 64 on are only counted in
     /// `messages`.
     pub messages_by_type: [u64; 64],
+    /// Guest pages written to while the front-end wanted to know, for which its
+    /// dirty log has no bit.
+    pub unlogged_pages: u64,
 }
 
-const _: () = assert!(size_of::<vu_server_stats>() == 8 * (9 + 64) && MESSAGE_TYPES == 64);
+const _: () = assert!(size_of::<vu_server_stats>() == 8 * (9 + 64 + 1) && MESSAGE_TYPES == 64);
 
 // SAFETY: repr(C), begins with its size, numbers only.
 unsafe impl Extensible for vu_server_stats {
@@ -58,6 +61,7 @@ impl From<ServerStats> for vu_server_stats {
             config_changes: stats.config_changes,
             memory_regions: stats.memory_regions,
             messages_by_type: stats.messages_by_type,
+            unlogged_pages: stats.unlogged_pages,
         }
     }
 }

@@ -69,7 +69,7 @@ impl FileRange {
     }
 }
 
-fn has_shrink_seal(fd: BorrowedFd<'_>) -> bool {
+pub(super) fn has_shrink_seal(fd: BorrowedFd<'_>) -> bool {
     // A file that knows no seals answers EINVAL: it can be truncated.
     fcntl(fd, FcntlArg::F_GET_SEALS)
         .is_ok_and(|bits| SealFlag::from_bits_truncate(bits).contains(SealFlag::F_SEAL_SHRINK))

@@ -4,16 +4,21 @@
 //! mappings that stay; a mapping goes away with the last table that names it. So a pointer into a region is good for as
 //! long as the table it was translated with is held.
 
+mod area;
 mod cell;
+mod dirty_log;
 mod error;
 mod mapping;
+mod regions;
 mod table;
 #[cfg(test)]
 mod tests;
 mod translate;
 
 pub(crate) use cell::{Bracket, TableCell};
+pub(crate) use dirty_log::DirtyLog;
 pub use error::MemoryError;
+pub(crate) use regions::Regions;
 pub use table::RegionTable;
 pub(crate) use translate::{Access, Cursor, Hint, Translate};
 

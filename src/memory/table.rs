@@ -1,43 +1,54 @@
-//! The immutable snapshot of all regions.
+//! The immutable snapshot of everything that accesses to guest memory depend on.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use super::dirty_log::DirtyLog;
 use super::mapping::{FileRange, Mapping};
-use super::translate::Span;
+use super::regions::{Region, Regions};
 use super::{MAX_SLOTS, MemoryError, MemoryPolicy, RegionDesc};
 use crate::sync::Arc;
 
-#[derive(Clone, Debug)]
-struct Region {
-    desc: RegionDesc,
-    mapping: Arc<Mapping>,
-}
-
-/// All regions at one moment, sorted by guest address. Never changes; see the module for what that buys.
+/// All regions at one moment, and the log that writes to them go to. Never changes; see the module for what that buys.
 #[derive(Debug)]
 pub struct RegionTable {
     generation: u64,
-    regions: Vec<Region>,
-    /// `regions[i].desc.gpa`, alone and dense: what the search reads.
-    starts: Vec<u64>,
-    /// The same regions, as translation wants them.
-    spans: Vec<Span>,
-    /// Indexes of `regions`, sorted by user address.
-    by_user: Vec<u16>,
+    regions: Arc<Regions>,
+    log: Option<Arc<DirtyLog>>,
 }
-
-// SAFETY: the raw pointers in `spans` point into the mappings that `regions` keeps alive; the table never changes and
-// only hands the pointers out.
-unsafe impl Send for RegionTable {}
-// SAFETY: as above.
-unsafe impl Sync for RegionTable {}
 
 impl RegionTable {
     /// A table without regions.
     #[must_use]
     pub fn empty(generation: u64) -> RegionTable {
-        RegionTable::build(Vec::new(), generation)
+        RegionTable {
+            generation,
+            regions: Arc::new(Regions::new(Vec::new())),
+            log: None,
+        }
+    }
+
+    fn with_regions(&self, regions: Vec<Region>, generation: u64) -> RegionTable {
+        RegionTable {
+            generation,
+            regions: Arc::new(Regions::new(regions)),
+            log: self.log.clone(),
+        }
+    }
+
+    /// The same memory under another number.
+    pub(crate) fn again(&self, generation: u64) -> RegionTable {
+        RegionTable {
+            generation,
+            regions: self.regions.clone(),
+            log: self.log.clone(),
+        }
+    }
+
+    /// This table, before it is published, with writes marked in `log`.
+    pub(crate) fn logged(mut self, log: Option<Arc<DirtyLog>>) -> RegionTable {
+        self.log = log;
+        self
     }
 
     /// This table and one region more.
@@ -56,9 +67,9 @@ impl RegionTable {
         check_all(&all)?;
         let range = FileRange::of(&desc, fd, policy)?;
         let mapping = Arc::new(Mapping::new(&desc, fd, range)?);
-        let mut regions = self.regions.clone();
+        let mut regions = self.regions.all().to_vec();
         regions.push(Region { desc, mapping });
-        Ok(RegionTable::build(regions, generation))
+        Ok(self.with_regions(regions, generation))
     }
 
     /// This table without the region that has exactly this guest address, size and user address.
@@ -78,18 +89,19 @@ impl RegionTable {
         };
         let regions: Vec<Region> = self
             .regions
+            .all()
             .iter()
             .filter(|region| !named(region))
             .cloned()
             .collect();
-        if regions.len() == self.regions.len() {
+        if regions.len() == self.len() {
             return Err(MemoryError::NotFound {
                 gpa,
                 size,
                 user_addr,
             });
         }
-        Ok(RegionTable::build(regions, generation))
+        Ok(self.with_regions(regions, generation))
     }
 
     /// A table of exactly these regions. One that is already here, with the same part of the same file, keeps its
@@ -107,6 +119,7 @@ impl RegionTable {
         check_all(&all)?;
         let old: HashMap<u64, &Region> = self
             .regions
+            .all()
             .iter()
             .map(|region| (region.desc.gpa, region))
             .collect();
@@ -126,7 +139,7 @@ impl RegionTable {
                 })
             })
             .collect::<Result<Vec<Region>, MemoryError>>()?;
-        Ok(RegionTable::build(regions, generation))
+        Ok(self.with_regions(regions, generation))
     }
 
     /// The number that tells this snapshot from the ones before it.
@@ -136,99 +149,51 @@ impl RegionTable {
         self.generation
     }
 
+    /// The mapped regions, which a clone keeps mapped.
+    #[inline(always)]
+    pub(crate) fn regions(&self) -> &Arc<Regions> {
+        &self.regions
+    }
+
+    /// Where writes are logged, if they are.
+    pub(crate) fn log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref()
+    }
+
     /// How many regions there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.regions.len()
+        self.regions.all().len()
     }
 
     /// Whether there is no region.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.regions.is_empty()
+        self.len() == 0
     }
 
     /// The regions, sorted by guest address.
     pub fn descs(&self) -> impl Iterator<Item = RegionDesc> + '_ {
-        self.regions.iter().map(|region| region.desc)
+        self.regions.all().iter().map(|region| region.desc)
     }
 
     /// The host pointer of `len` bytes at guest address `gpa`, if one region holds them all.
     #[cfg(test)]
     pub(crate) fn translate(&self, gpa: u64, len: u64) -> Option<*mut u8> {
-        let (host, run) = self.spans[self.search(gpa)?].run(gpa)?;
+        let (host, run) = self.regions.spans()[self.regions.search(gpa)?].run(gpa)?;
         (len <= run).then_some(host)
     }
 
     /// The host pointer of `len` bytes at the front-end's own address, if one region holds them all.
     #[must_use]
     pub fn translate_user(&self, user_addr: u64, len: u64) -> Option<*mut u8> {
-        let below = self
-            .by_user
-            .partition_point(|&i| self.regions[usize::from(i)].desc.user_addr <= user_addr);
-        let region = &self.regions[usize::from(self.by_user[below.checked_sub(1)?])];
-        let offset = user_addr - region.desc.user_addr;
-        if offset >= region.desc.size || len > region.desc.size - offset {
-            return None;
-        }
-        Some(region.mapping.host().wrapping_add(offset as usize))
+        self.regions.translate_user(user_addr, len)
     }
 
     /// The guest address behind a host pointer into one of the regions.
     #[cfg(test)]
     pub(crate) fn host_to_gpa(&self, host: *const u8) -> Option<u64> {
-        self.spans.iter().find_map(|span| {
-            let offset = (host.addr() as u64).wrapping_sub(span.host.addr() as u64);
-            (offset < span.size).then(|| span.gpa + offset)
-        })
-    }
-
-    #[inline(always)]
-    pub(super) fn spans(&self) -> &[Span] {
-        &self.spans
-    }
-
-    /// The last region that begins at or below `gpa`.
-    #[inline(never)]
-    pub(super) fn search(&self, gpa: u64) -> Option<usize> {
-        let mut base = 0;
-        let mut left = self.starts.len();
-        if left == 0 {
-            return None;
-        }
-        while left > 1 {
-            let half = left / 2;
-            // SAFETY: base + left <= starts.len() holds at every turn, and half < left.
-            let start = unsafe { *self.starts.get_unchecked(base + half) };
-            // All ones if the region begins at or below the address. Not a comparison: the compiler would branch on it, the
-            // outcome is random, and one misprediction costs more than the whole search.
-            let below = !((u128::from(gpa).wrapping_sub(u128::from(start)) >> 64) as usize);
-            base += half & below;
-            left -= half;
-        }
-        Some(base)
-    }
-
-    fn build(mut regions: Vec<Region>, generation: u64) -> RegionTable {
-        regions.sort_by_key(|region| region.desc.gpa);
-        let spans: Vec<Span> = regions
-            .iter()
-            .map(|Region { desc, mapping }| Span {
-                gpa: desc.gpa,
-                size: desc.size,
-                host: mapping.host(),
-            })
-            .collect();
-        let starts = spans.iter().map(|span| span.gpa).collect();
-        let mut by_user: Vec<u16> = (0..).take(regions.len()).collect();
-        by_user.sort_by_key(|&i| regions[usize::from(i)].desc.user_addr);
-        RegionTable {
-            generation,
-            regions,
-            starts,
-            spans,
-            by_user,
-        }
+        self.regions.host_to_gpa(host)
     }
 }
 

@@ -3,7 +3,7 @@
 //! The last region that was hit is tried first, out of registers; then a binary search without data-dependent branches
 //! over the start addresses alone, so that random accesses to many regions cost no mispredictions and few cache lines.
 
-use super::RegionTable;
+use super::regions::Regions;
 
 /// What the device will do with the memory. Regions allow both; an IOTLB tells them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,16 +63,20 @@ pub(crate) struct Hint(usize);
 /// Translation over one table during one pop, beginning with the hinted region.
 #[derive(Clone, Copy)]
 pub(crate) struct Cursor<'t> {
-    table: &'t RegionTable,
+    regions: &'t Regions,
     last: &'t Span,
     hint: Hint,
 }
 
 impl<'t> Cursor<'t> {
     #[inline(always)]
-    pub(crate) fn new(table: &'t RegionTable, hint: Hint) -> Cursor<'t> {
-        let last = table.spans().get(hint.0).unwrap_or(&Span::NOWHERE);
-        Cursor { table, last, hint }
+    pub(crate) fn new(regions: &'t Regions, hint: Hint) -> Cursor<'t> {
+        let last = regions.spans().get(hint.0).unwrap_or(&Span::NOWHERE);
+        Cursor {
+            regions,
+            last,
+            hint,
+        }
     }
 }
 
@@ -82,8 +86,8 @@ impl Translate for Cursor<'_> {
         if let Some(found) = self.last.run(addr) {
             return Some(found);
         }
-        let index = self.table.search(addr)?;
-        self.last = &self.table.spans()[index];
+        let index = self.regions.search(addr)?;
+        self.last = &self.regions.spans()[index];
         self.hint = Hint(index);
         self.last.run(addr)
     }

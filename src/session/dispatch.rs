@@ -66,6 +66,8 @@ const HANDLERS: &[(u32, Handler)] = &[
     (id::SET_OWNER, Session::set_owner),
     (id::RESET_OWNER, Session::reset_owner),
     (id::SET_MEM_TABLE, Session::set_mem_table),
+    (id::SET_LOG_BASE, Session::set_log_base),
+    (id::SET_LOG_FD, Session::set_log_fd),
     (id::SET_VRING_NUM, Session::set_vring_num),
     (id::SET_VRING_ADDR, Session::set_vring_addr),
     (id::SET_VRING_BASE, Session::set_vring_base),

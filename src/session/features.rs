@@ -10,11 +10,12 @@ use super::dispatch::{Answer, Fault, Handled};
 
 impl Session {
     pub(super) fn offered_features(&self) -> u64 {
-        self.shared.config.features | F_PROTOCOL_FEATURES
+        self.shared.config.features | F_PROTOCOL_FEATURES | F_LOG_ALL
     }
 
     pub(super) fn offered_protocol_features(&self) -> ProtocolFeatures {
         let mut offered = ProtocolFeatures::MQ
+            | ProtocolFeatures::LOG_SHMFD
             | ProtocolFeatures::REPLY_ACK
             | ProtocolFeatures::BACKEND_REQ
             | ProtocolFeatures::RESET_DEVICE
@@ -55,8 +56,11 @@ impl Session {
             }
         }
         let first = !std::mem::replace(&mut self.features_set, true);
-        if first || changed != 0 {
+        if first || changed & !F_LOG_ALL != 0 {
             self.push_features();
+        }
+        if changed & F_LOG_ALL != 0 && self.log.is_some() {
+            self.change_logging()?;
         }
         Ok(Answer::Done)
     }

@@ -37,7 +37,7 @@ fn refuse_marker(message: &Message) -> Result<(), Fault> {
 }
 
 impl Session {
-    fn policy(&self) -> MemoryPolicy {
+    pub(super) fn policy(&self) -> MemoryPolicy {
         MemoryPolicy {
             require_shrink_seal: self.shared.config.require_sealed_memory,
         }
@@ -104,7 +104,8 @@ impl Session {
 
     /// Makes `table` the current one. When this returns, no pop uses an older one; what is mapped only in
     /// older ones goes with its last element and the last queue's pin.
-    fn publish(&mut self, table: RegionTable) -> Result<(), End> {
+    pub(super) fn publish(&mut self, table: RegionTable) -> Result<(), End> {
+        let table = table.logged(self.active_log());
         self.shared
             .counters
             .memory_regions

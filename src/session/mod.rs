@@ -7,6 +7,7 @@
 
 mod backend_channel;
 mod config;
+mod dirty_log;
 mod dispatch;
 mod features;
 mod housekeeping;
@@ -20,6 +21,7 @@ mod wait;
 use std::os::fd::OwnedFd;
 
 use crate::error::Error;
+use crate::memory::DirtyLog;
 use crate::protocol::features::ProtocolFeatures;
 use crate::shared::Shared;
 use crate::stats::count;
@@ -60,6 +62,8 @@ pub(crate) struct Session {
     features_set: bool,
     protocol_features: ProtocolFeatures,
     backend: Option<BackendChannel>,
+    /// What SET_LOG_BASE brought; in use while the driver's features say so.
+    log: Option<Arc<DirtyLog>>,
     /// The device status that the front-end set; 0 after a reset.
     status: u8,
     /// A ring was started since the front-end last said SET_OWNER.
@@ -80,6 +84,7 @@ pub(crate) fn serve(shared: &Arc<Shared>, connection: OwnedFd) {
         features_set: false,
         protocol_features: ProtocolFeatures::empty(),
         backend: None,
+        log: None,
         status: 0,
         used_since_owner: false,
         pins_pending: false,

@@ -23,6 +23,7 @@ impl Session {
         let (errno, reason, stop_reason) = self.describe(&end);
         let graceful = matches!(end, End::Stop);
         self.backend = None;
+        self.shared.log_signal.clear(self.shared.internal.as_fd());
         if !graceful {
             // The peer must see at once that it is not served any more.
             self.transport.shutdown();

@@ -14,7 +14,7 @@ use crate::protocol::messages::{VringAddr, VringFd, VringState};
 use crate::stream::Event;
 use crate::sync::Arc;
 use crate::transport::Message;
-use crate::virtqueue::areas::{SplitAreas, SplitLayout};
+use crate::virtqueue::areas::{MAX_RING_SIZE, SplitAreas, SplitLayout};
 use crate::virtqueue::kick::KickSource;
 use crate::virtqueue::signal::SignalFd;
 use crate::virtqueue::split::SplitFeatures;
@@ -109,6 +109,7 @@ impl Session {
     pub(super) fn set_vring_addr(&mut self, message: &mut Message) -> Handled {
         let addr = VringAddr::decode(&message.body)?;
         let index = self.check_index(addr.index)?;
+        self.check_log_base(index, &addr)?;
         if addr.flags & !VringAddr::FLAG_LOG != 0 {
             return Err(Fault::refuse(
                 libc::EINVAL,
@@ -137,7 +138,26 @@ impl Session {
         }
         self.check_areas(index, &addr)?;
         self.vrings[index].addresses = Some(addr);
+        if same && self.vrings[index].prepared {
+            // At a migration the front-end says on a running ring that writes to it are to be logged, or are no more.
+            self.queue(index)?.set_used_log_base(addr.log_base());
+            if self.active_log().is_some() {
+                self.change_logging()?;
+            }
+        }
         Ok(Answer::Done)
+    }
+
+    /// The used ring does not wrap in the log.
+    fn check_log_base(&self, index: usize, addr: &VringAddr) -> Result<(), Fault> {
+        let longest = SplitLayout::new(MAX_RING_SIZE, true).used as u64;
+        if addr.is_logged() && addr.log.checked_add(longest).is_none() {
+            return Err(Fault::refuse(
+                libc::EINVAL,
+                format!("queue {index}: log address {:#x}: wraps", addr.log),
+            ));
+        }
+        Ok(())
     }
 
     /// The rings lie in guest memory, in full length, as far as size and memory are known by now.
@@ -318,6 +338,8 @@ impl Session {
         if resolve(&setup, &self.shared.table.current(), index as u32).is_err() {
             return false;
         }
+        let log_base = self.vrings[index].addresses.and_then(|a| a.log_base());
+        queue.set_used_log_base(log_base);
         queue.prepare(setup, Some(self.vrings[index].base));
         self.vrings[index].prepared = true;
         true

@@ -99,6 +99,13 @@ impl SplitAreas {
     pub(crate) const DESC_ALIGN: usize = 16;
     pub(crate) const AVAIL_ALIGN: usize = 2;
     pub(crate) const USED_ALIGN: usize = 4;
+    pub(super) const USED_FLAGS_OFFSET: usize = 0;
+    pub(super) const USED_INDEX_OFFSET: usize = 2;
+
+    /// Where an entry of the used ring begins; the one behind the last is `avail_event`.
+    pub(super) const fn used_entry_offset(index: usize) -> usize {
+        4 + 8 * index
+    }
 
     /// # Errors
     /// The size is not one of a split ring, or a host pointer is not aligned (the guest's address can be, and the

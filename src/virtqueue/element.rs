@@ -148,6 +148,13 @@ fn write_to(iov: &[libc::iovec], offset: usize, bytes: &[u8]) -> usize {
     done
 }
 
+impl Elem {
+    /// Calls `f(address, bytes)` for each part of the device-writable bytes behind `offset`, `len` in all.
+    pub(super) fn walk_in(&self, offset: usize, len: usize, f: impl FnMut(*mut u8, usize)) {
+        walk(iovecs(self.in_, self.in_num), offset, len, f);
+    }
+}
+
 fn iovecs<'a>(base: *const libc::iovec, num: u32) -> &'a [libc::iovec] {
     if num == 0 {
         return &[];
@@ -238,6 +245,16 @@ impl Element {
     /// Copies to the writable bytes, `offset` counted over all buffers; how many fitted.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> usize {
         write_in(self.elem(), offset, bytes)
+    }
+
+    /// Says that the device wrote to `len` writable bytes from `offset` on that [`complete`](Self::complete) does not
+    /// cover, because they lie behind the first `written` ones: so that they are not lost when the guest is migrated.
+    ///
+    /// # Errors
+    /// `ERANGE` unless the bytes are all there.
+    pub fn mark_dirty(&self, offset: usize, len: usize) -> Result<()> {
+        // SAFETY: an element that is not completed is live, and completing takes it by value.
+        unsafe { self.queue().mark_dirty(self.0.as_ptr(), offset, len) }
     }
 
     /// Gives the chain back to the driver with `written` bytes written from the first writable byte on.

@@ -1,11 +1,11 @@
 //! The used side of a queue: everything that a completion touches, under one lock per publication.
 
-use crate::memory::RegionTable;
+use crate::memory::{DirtyLog, RegionTable};
 use crate::sync::Arc;
 
 use super::areas::SplitAreas;
 use super::slot::{Slot, SlotReturns};
-use super::used::{UsedElem, UsedRing};
+use super::used::{UsedElem, UsedLog, UsedRing};
 
 /// Guarded by the queue's publication lock.
 #[derive(Default)]
@@ -15,6 +15,10 @@ pub(super) struct Publication {
     used: Option<UsedRing>,
     /// Pins the mapping that `used` points into.
     table: Option<Arc<RegionTable>>,
+    /// Where what completions wrote is marked. As new as the server's, also while the ring lies in an older table.
+    log: Option<Arc<DirtyLog>>,
+    /// Where what is written to the used ring is marked.
+    used_log: Option<UsedLog>,
     /// Where other threads put slots back.
     returns: Option<Arc<SlotReturns>>,
 }
@@ -29,12 +33,14 @@ impl Publication {
         areas: SplitAreas,
         event_idx: bool,
         table: Arc<RegionTable>,
+        used_log_base: Option<u64>,
         returns: Arc<SlotReturns>,
     ) {
         self.returns = Some(returns);
         if self.dead {
             return;
         }
+        self.set_log(table.log(), used_log_base);
         let next = match &self.used {
             Some(used) => used.next_index(),
             None => UsedRing::read_index(areas),
@@ -44,9 +50,16 @@ impl Publication {
     }
 
     /// The internal thread, for a queue without an owner: the same ring over a newer table.
-    pub(super) fn rebase(&mut self, areas: SplitAreas, event_idx: bool, table: Arc<RegionTable>) {
+    pub(super) fn rebase(
+        &mut self,
+        areas: SplitAreas,
+        event_idx: bool,
+        table: Arc<RegionTable>,
+        used_log_base: Option<u64>,
+    ) {
         if let Some(used) = &self.used {
             self.used = Some(UsedRing::new(areas, event_idx, used.next_index()));
+            self.set_log(table.log(), used_log_base);
             self.table = Some(table);
         }
     }
@@ -56,6 +69,7 @@ impl Publication {
     pub(super) fn retire(&mut self) -> Option<Arc<RegionTable>> {
         self.dead = true;
         self.used = None;
+        self.set_log(None, None);
         self.table.take()
     }
 
@@ -64,9 +78,29 @@ impl Publication {
         self.dead = false;
     }
 
+    /// From here on, writes are marked in `log`, and those to the used ring as if that were at `used_base`.
+    pub(super) fn set_log(&mut self, log: Option<&Arc<DirtyLog>>, used_base: Option<u64>) {
+        self.log = log.cloned();
+        self.used_log = self
+            .log
+            .clone()
+            .zip(used_base)
+            .map(|(log, base)| UsedLog { log, base });
+    }
+
+    /// Where what a completion wrote must be marked.
+    pub(super) fn log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref()
+    }
+
     /// Publishes a batch. True if the driver wants a notification; `None` if the ring is dead.
     pub(super) fn publish(&mut self, batch: &[UsedElem]) -> Option<bool> {
-        self.used.as_mut().map(|used| used.publish(batch))
+        let used = self.used.as_mut()?;
+        let notify = used.publish(batch);
+        if let Some(log) = &self.used_log {
+            used.mark_published(log, batch.len());
+        }
+        Some(notify)
     }
 
     /// A slot whose element was completed on a thread that does not own the queue.

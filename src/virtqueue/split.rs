@@ -5,6 +5,7 @@ use super::chain::Reader;
 use super::notify;
 use super::ring_error::RingError;
 use super::slot::{NoSlot, Slot, SlotPool, Stamp, state};
+use super::used::UsedLog;
 use crate::memory::{Cursor, Hint, RegionTable, Translate};
 use crate::sync::Ordering;
 
@@ -38,6 +39,8 @@ pub(crate) struct SplitRing {
     seen: u16,
     /// Whether `NO_NOTIFY` is set.
     quiet: bool,
+    /// Where writes to the used ring's flags and event word are marked.
+    log: Option<UsedLog>,
     /// What broke the ring.
     broken: Option<RingError>,
 }
@@ -53,7 +56,20 @@ impl SplitRing {
             bound: last_avail,
             seen: last_avail,
             quiet: false,
+            log: None,
             broken: None,
+        }
+    }
+
+    /// From here on, writes to the used ring's flags and event word are marked.
+    pub(crate) fn set_log(&mut self, log: Option<UsedLog>) {
+        self.log = log;
+    }
+
+    /// After the flags or the event word were written.
+    fn mark(&self, offset: usize) {
+        if let Some(log) = &self.log {
+            log.mark(offset, 2);
         }
     }
 
@@ -100,7 +116,7 @@ impl SplitRing {
         stamp: Stamp,
         out: &mut [*mut Slot],
     ) -> Result<usize, RingError> {
-        let cursor = Cursor::new(table, self.hint);
+        let cursor = Cursor::new(table.regions(), self.hint);
         self.pop_with(cursor, pool, stamp, out)
     }
 
@@ -252,6 +268,7 @@ impl SplitRing {
                 .areas
                 .used_flags()
                 .store(NO_NOTIFY.to_le(), Ordering::Relaxed);
+            self.mark(SplitAreas::USED_FLAGS_OFFSET);
         }
     }
 
@@ -260,10 +277,15 @@ impl SplitRing {
     pub(crate) fn rearm(&mut self) -> bool {
         let areas = self.reader.areas;
         let index = if self.event_idx {
-            notify::store_then_load(areas.avail_event(), self.seen, areas.avail_index())
+            let index =
+                notify::store_then_load(areas.avail_event(), self.seen, areas.avail_index());
+            self.mark(SplitAreas::used_entry_offset(areas.size().into()));
+            index
         } else {
             self.quiet = false;
-            notify::store_then_load(areas.used_flags(), 0, areas.avail_index())
+            let index = notify::store_then_load(areas.used_flags(), 0, areas.avail_index());
+            self.mark(SplitAreas::USED_FLAGS_OFFSET);
+            index
         };
         let new = index != self.seen;
         self.seen = index;

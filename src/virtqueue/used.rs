@@ -4,7 +4,8 @@
 
 use super::areas::SplitAreas;
 use super::notify;
-use crate::sync::Ordering;
+use crate::memory::DirtyLog;
+use crate::sync::{Arc, Ordering};
 
 /// The driver wants no interrupts (flags of the available ring; without `EVENT_IDX` only).
 const NO_INTERRUPT: u16 = 1;
@@ -24,6 +25,21 @@ impl UsedElem {
     /// Bytes the device wrote.
     pub(crate) fn len(self) -> u32 {
         (self.0 >> 32) as u32
+    }
+}
+
+/// Where writes to a used ring are marked (vhost-user specification, "Migration"): as if its first byte were at `base`.
+#[derive(Clone, Debug)]
+pub(crate) struct UsedLog {
+    pub(crate) log: Arc<DirtyLog>,
+    pub(crate) base: u64,
+}
+
+impl UsedLog {
+    /// After `len` bytes of the ring were written.
+    pub(crate) fn mark(&self, offset: usize, len: usize) {
+        self.log
+            .mark(self.base.saturating_add(offset as u64), len as u64);
     }
 }
 
@@ -80,6 +96,17 @@ impl UsedRing {
         }
         self.next = next;
         self.announce(old)
+    }
+
+    /// After the newest `count` entries were published.
+    pub(crate) fn mark_published(&self, log: &UsedLog, count: usize) {
+        let size = usize::from(self.areas.size());
+        let count = count.min(size);
+        let first = usize::from(self.next.wrapping_sub(count as u16)) % size;
+        let before_end = count.min(size - first);
+        log.mark(SplitAreas::used_entry_offset(first), 8 * before_end);
+        log.mark(SplitAreas::used_entry_offset(0), 8 * (count - before_end));
+        log.mark(SplitAreas::USED_INDEX_OFFSET, 2);
     }
 
     /// Moves the index from `old` to `next` and looks whether the driver waits for that.

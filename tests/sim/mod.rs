@@ -27,6 +27,7 @@ pub mod process;
 pub mod requests;
 pub mod ring;
 pub mod session;
+pub mod shared;
 pub mod socket;
 pub mod wire;
 
@@ -39,3 +40,4 @@ pub use frontend::{Frontend, Reply};
 pub use memory::{GuestMemory, Region, RegionSpec};
 pub use ring::{Desc, RingLayout};
 pub use session::{Session, SessionBuilder};
+pub use shared::SharedFile;

@@ -7,6 +7,7 @@ use super::backend_channel::BackendChannel;
 use super::error::{Error, Result};
 use super::frontend::Frontend;
 use super::memory::Region;
+use super::shared::SharedFile;
 use super::wire::{self, MemRegion, VringAddr, protocol_feature, req};
 
 impl Frontend {
@@ -165,6 +166,23 @@ impl Frontend {
         let theirs = OwnedFd::from(theirs);
         self.set(req::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()])?;
         Ok(BackendChannel::new(ours, self.timeout))
+    }
+
+    /// SET_LOG_BASE with the whole of `file`.
+    pub fn set_log_base(&self, file: &SharedFile) -> Result<()> {
+        let body = wire::log(file.len() as u64, 0);
+        let reply = self.request(req::SET_LOG_BASE, &body, &[file.raw_fd()])?;
+        if reply.body != body {
+            return Err(Error::Broken(format!(
+                "reply to SET_LOG_BASE: {:x?}, want {body:x?}",
+                reply.body
+            )));
+        }
+        Ok(())
+    }
+
+    pub fn set_log_fd(&self, fd: RawFd) -> Result<()> {
+        self.set(req::SET_LOG_FD, &[], &[fd])
     }
 
     pub fn set_status(&self, status: u64) -> Result<()> {

@@ -44,6 +44,7 @@ impl Default for SessionBuilder {
                 | feature::EVENT_IDX
                 | feature::INDIRECT_DESC,
             protocol_features: protocol_feature::MQ
+                | protocol_feature::LOG_SHMFD
                 | protocol_feature::REPLY_ACK
                 | protocol_feature::BACKEND_REQ
                 | protocol_feature::CONFIG

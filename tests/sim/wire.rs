@@ -249,6 +249,10 @@ pub fn config(offset: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The u32 at `offset`, which the caller knows to be inside.
+pub fn log(size: u64, offset: u64) -> Vec<u8> {
+    [size.to_ne_bytes(), offset.to_ne_bytes()].concat()
+}
+
 pub fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     let mut field = [0; 4];
     field.copy_from_slice(&bytes[offset..offset + 4]);

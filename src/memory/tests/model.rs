@@ -61,7 +61,7 @@ proptest! {
             let host = table.translate(region.gpa, region.size)?;
             Some((host.addr() as u64).wrapping_add(addr - region.gpa))
         };
-        let mut cursor = Cursor::new(&table, Hint::default());
+        let mut cursor = Cursor::new(table.regions(), Hint::default());
         for (pick, near, len) in picks {
             let addr = address(&descs, pick, near);
             let expected = naive(&descs, addr, len);
@@ -71,7 +71,7 @@ proptest! {
             let run = cursor.run(addr, Access::Write);
             prop_assert_eq!(run.map(|(_, run)| run), naive(&descs, addr, 0).map(|(_, run)| run));
             // A hint from this table is no danger for another one.
-            let mut other = Cursor::new(&table, cursor.hint());
+            let mut other = Cursor::new(table.regions(), cursor.hint());
             prop_assert_eq!(other.whole(addr, len, Access::Read), host);
             let user = addr.wrapping_add(0x7000_0000_0000);
             prop_assert_eq!(table.translate_user(user, len), host);
@@ -85,11 +85,11 @@ proptest! {
     fn a_stale_hint_changes_nothing(descs in regions(), hint in regions(), addr in 0x10_0000..0x18_0000u64) {
         let fd = memfd(1 << 20);
         let (table, before) = (table_of(&fd, &descs), table_of(&fd, &hint));
-        let mut cursor = Cursor::new(&before, Hint::default());
+        let mut cursor = Cursor::new(before.regions(), Hint::default());
         for region in &hint {
             cursor.run(region.gpa, Access::Read);
         }
-        let mut later = Cursor::new(&table, cursor.hint());
+        let mut later = Cursor::new(table.regions(), cursor.hint());
         prop_assert_eq!(later.whole(addr, 1, Access::Read), table.translate(addr, 1));
     }
 }
@@ -132,7 +132,7 @@ fn an_empty_table_maps_nothing() {
     assert_eq!(table.translate_user(0, 0), None);
     assert_eq!(table.host_to_gpa(std::ptr::null()), None);
     assert!(
-        Cursor::new(&table, Hint::default())
+        Cursor::new(table.regions(), Hint::default())
             .run(0, Access::Read)
             .is_none()
     );

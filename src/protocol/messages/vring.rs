@@ -73,6 +73,11 @@ impl VringAddr {
     pub fn is_logged(&self) -> bool {
         self.flags & Self::FLAG_LOG != 0
     }
+
+    /// Where the log has the used ring's first byte, if writes to it are logged.
+    pub fn log_base(&self) -> Option<u64> {
+        self.is_logged().then_some(self.log)
+    }
 }
 
 /// The word of SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR.

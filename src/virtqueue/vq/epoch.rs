@@ -1,6 +1,6 @@
 //! The elements popped by one owner over one table, and what they pin.
 
-use crate::memory::RegionTable;
+use crate::memory::Regions;
 use crate::sync::Arc;
 
 use super::Queue;
@@ -10,7 +10,8 @@ use crate::virtqueue::inflight::EpochCount;
 pub(super) struct Epoch {
     pub(super) count: EpochCount,
     pub(super) queue: Arc<Queue>,
-    pub(super) _table: Arc<RegionTable>,
+    /// What its elements' buffers lie in.
+    pub(super) regions: Arc<Regions>,
 }
 
 /// One element of an epoch is done.
@@ -29,9 +30,9 @@ pub(super) unsafe fn complete_in(epoch: *const Epoch) {
 /// `epoch` came from `Box::into_raw`, and this is the one call after its count said "last".
 pub(super) unsafe fn release_epoch(epoch: *const Epoch) {
     // SAFETY: the caller's promise.
-    let Epoch { queue, _table, .. } = *unsafe { Box::from_raw(epoch.cast_mut()) };
+    let Epoch { queue, regions, .. } = *unsafe { Box::from_raw(epoch.cast_mut()) };
     // The mapping goes before the gate says so.
-    drop(_table);
+    drop(regions);
     if queue.gate.dec() == Ok(true) {
         queue.server.became_idle();
     }

@@ -1,9 +1,10 @@
 //! A virtqueue: its owner's private half, the shared half, and what each side does with them.
 //!
 //! * [`set_up`] the internal thread's side; [`owned`] the owner's
-//! * [`pop`], [`publish`] the data path; [`epoch`] what is in flight and what it pins
+//! * [`pop`], [`publish`] the data path; [`epoch`] what is in flight and what it pins; [`dirty`] what it wrote
 //! * [`lent`] the queue as a Rust device sees it
 
+mod dirty;
 mod epoch;
 mod lent;
 mod owned;
@@ -58,6 +59,8 @@ struct Private {
     setup: Option<Setup>,
     /// The ring that `pool` belongs to; 0 for none.
     incarnation: u64,
+    /// The generation of the table over which completions have nothing to mark; 0 while a dirty log is on.
+    unlogged: u64,
     /// The current epoch; counted by `popped - completed` until it is folded.
     epoch: *const Epoch,
     popped: u64,
@@ -69,6 +72,9 @@ struct Private {
     remembered: bool,
     context: Option<Arc<ContextCore>>,
 }
+
+/// No address: a ring that ended there would wrap.
+const NOT_LOGGED: u64 = u64::MAX;
 
 /// What an owner finds when it looks at its ring.
 #[derive(Debug, PartialEq, Eq)]
@@ -94,6 +100,8 @@ pub(crate) struct Queue {
     /// Generation of the table that the used ring lies in; 0 without one.
     pinned: AtomicU64,
     setup: Mutex<Option<Setup>>,
+    /// Where the dirty log has the used ring's first byte; [`NOT_LOGGED`] if writes to it are not logged.
+    used_log_base: AtomicU64,
     incarnations: AtomicU64,
     pub(crate) bracket: Bracket,
     pub(crate) gate: Gate,
@@ -136,6 +144,7 @@ impl Queue {
                 table: None,
                 setup: None,
                 incarnation: 0,
+                unlogged: 0,
                 epoch: std::ptr::null(),
                 popped: 0,
                 completed: 0,
@@ -147,6 +156,7 @@ impl Queue {
             publication: Mutex::new(Publication::default()),
             pinned: AtomicU64::new(0),
             setup: Mutex::new(None),
+            used_log_base: AtomicU64::new(NOT_LOGGED),
             incarnations: AtomicU64::new(0),
             bracket: Bracket::default(),
             gate: Gate::new(),

@@ -85,23 +85,29 @@ impl Queue {
             return Err(Error::invalid("a queue without slots"));
         };
         // The areas are good as long as `table`, which `private.table` keeps.
-        let ring = SplitRing::new(areas, setup.features, last_avail);
+        let mut ring = SplitRing::new(areas, setup.features, last_avail);
+        ring.set_log(self.used_log(&table));
         self.publication.lock().place(
             areas,
             setup.features.event_idx,
             table.clone(),
+            self.used_log_base(),
             pool.returns().clone(),
         );
         self.pinned.store(table.generation(), Ordering::Relaxed);
         private.ring = Some(ring);
         private.table = Some(table.clone());
+        private.unlogged = match table.log() {
+            Some(_) => 0,
+            None => table.generation(),
+        };
         self.gate
             .inc()
             .map_err(|_| Error::new(libc::ESHUTDOWN, "the queue is being drained"))?;
         private.epoch = Box::into_raw(Box::new(Epoch {
             count: EpochCount::new(),
             queue: self.clone(),
-            _table: table,
+            regions: table.regions().clone(),
         }));
         private.popped = 0;
         private.completed = 0;
@@ -225,17 +231,37 @@ impl Queue {
     }
 
     pub(crate) fn disable_notifications(&self) {
-        self.with_private(|private| private.ring.as_mut().map(SplitRing::disable_notifications));
+        // A hint, which need not be given in the moment in which the table changes.
+        self.write_used(SplitRing::disable_notifications);
+    }
+
+    /// Writes to the used ring outside of a publication. `None`, with nothing done, when the table has changed: the new
+    /// one may want the write to be marked, and the look that follows moves to it.
+    fn write_used<R>(&self, write: impl FnOnce(&mut SplitRing) -> R) -> Option<R> {
+        self.with_private(|private| {
+            let (ring, table) = (private.ring.as_mut()?, private.table.as_ref()?);
+            self.bracket.enter(&self.server.table, table.generation());
+            let current = self.server.table.generation() == table.generation();
+            let result = current.then(|| write(ring));
+            self.bracket.leave();
+            result
+        })
+        .flatten()
     }
 
     /// Turns guest notifications on. True if something came in the meantime (also a readiness that was
     /// remembered while `kick` was on the stack).
     pub(crate) fn rearm(&self) -> bool {
-        self.with_private(|private| {
-            let remembered = std::mem::take(&mut private.remembered);
-            private.ring.as_mut().is_some_and(SplitRing::rearm) || remembered
-        })
-        .unwrap_or(false)
+        let remembered = self
+            .with_private(|private| std::mem::take(&mut private.remembered))
+            .unwrap_or(false);
+        let more = self.write_used(SplitRing::rearm);
+        more.unwrap_or_else(|| self.has_ring()) || remembered
+    }
+
+    fn has_ring(&self) -> bool {
+        self.with_private(|private| private.ring.is_some())
+            .unwrap_or(false)
     }
 
     /// `kick` is on this thread's stack.

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::virtqueue::slot::Slot;
 use crate::virtqueue::used::UsedElem;
 
+use super::dirty::mark;
 use super::epoch::{Epoch, complete_in};
 use super::{Private, Queue};
 
@@ -19,14 +20,18 @@ impl Queue {
         if n == 0 {
             return;
         }
-        let notify = {
+        let (notify, logged) = {
             let mut publication = self.publication.lock();
             self.publications.completions.add(n);
             self.publications.bytes_in.add(private.staged.bytes_in());
             self.publications.bytes_out.add(private.staged.bytes_out);
-            self.count_decision(publication.publish(private.staged.batch()))
+            let decision = publication.publish(private.staged.batch());
+            (self.count_decision(decision), publication.log().is_some())
         };
         private.staged.clear();
+        if logged {
+            self.server.signal_log();
+        }
         if notify {
             self.notify();
         }
@@ -82,6 +87,10 @@ impl Queue {
         if epoch != private.epoch {
             return false;
         }
+        if private.unlogged != self.server.table.generation() {
+            // SAFETY: as above.
+            self.mark_staged(private, unsafe { &(*slot).elem }, written);
+        }
         let Some(pool) = &mut private.pool else {
             return false;
         };
@@ -119,15 +128,24 @@ impl Queue {
             )
         };
         let elem = UsedElem::new(head, written);
-        let notify = {
+        let (notify, logged) = {
             let mut publication = self.publication.lock();
+            if let Some(log) = publication.log() {
+                // SAFETY: the caller's promise; a live element keeps its epoch.
+                let (elem, epoch) = unsafe { (&(*slot).elem, &*epoch) };
+                mark(log, &epoch.regions, elem, 0, written as usize);
+            }
             // SAFETY: the slot is of this queue's pool and nobody uses it after this.
             unsafe { publication.give_back(slot) };
             self.publications.completions.add(1);
             self.publications.bytes_in.add(u64::from(elem.len()));
             self.publications.bytes_out.add(u64::from(out_len));
-            self.count_decision(publication.publish(&[elem]))
+            let decision = publication.publish(&[elem]);
+            (self.count_decision(decision), publication.log().is_some())
         };
+        if logged {
+            self.server.signal_log();
+        }
         if notify {
             self.notify();
         }
