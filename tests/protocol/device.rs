@@ -59,6 +59,9 @@ pub struct Script {
     changed: Condvar,
     held: Mutex<Vec<Element>>,
     holding: AtomicBool,
+    /// Kicks wait while it is set, with what they have popped.
+    stalled: Mutex<bool>,
+    in_stall: AtomicBool,
     last_shape: Mutex<Shape>,
     connections: AtomicU64,
 }
@@ -119,6 +122,29 @@ impl Script {
         self.holding.store(hold, Ordering::Relaxed);
     }
 
+    /// From here on the next kick that pops something waits, or goes on again.
+    pub fn stall(&self, stall: bool) {
+        *lock(&self.stalled) = stall;
+        self.changed.notify_all();
+    }
+
+    /// A kick is waiting.
+    pub fn is_in_stall(&self) -> bool {
+        self.in_stall.load(Ordering::Acquire)
+    }
+
+    fn wait_while_stalled(&self) {
+        let mut stalled = lock(&self.stalled);
+        while *stalled {
+            self.in_stall.store(true, Ordering::Release);
+            stalled = self
+                .changed
+                .wait(stalled)
+                .unwrap_or_else(|poison| poison.into_inner());
+        }
+        self.in_stall.store(false, Ordering::Release);
+    }
+
     #[track_caller]
     pub fn wait_held(&self, count: usize) {
         let deadline = Instant::now() + SOON;
@@ -169,6 +195,7 @@ impl Device for Scripted {
     fn kick(&self, vq: &mut Virtqueue<'_>) -> Kick {
         let mut batch: [Option<Element>; 32] = Default::default();
         while let Ok(count @ 1..) = vq.pop(&mut batch) {
+            self.0.wait_while_stalled();
             for element in batch[..count].iter_mut().filter_map(Option::take) {
                 *lock(&self.0.last_shape) = Shape::of(&element);
                 if self.0.holding.load(Ordering::Relaxed) {

@@ -227,6 +227,41 @@ fn nothing_is_lost_when_logging_begins_in_the_middle_of_the_load() {
     });
 }
 
+/// The owner is inside of a kick all the time, so it learns of the log only when that is over.
+#[test]
+fn completions_are_marked_while_the_owner_has_not_heard_of_the_log() {
+    run("dirty_log_stalled", |rig| {
+        let mut s = session(rig);
+        let log = log_for(&s);
+        s.fe().set_log_base(&log).unwrap();
+        let submit = |s: &mut Session| {
+            // Not in the page of the rings.
+            let len = 2 * PAGE as u32;
+            let mut request = EchoRequest::new(&s.memory, len, len);
+            request.prepare(5);
+            s.queues[0].submit(&request.segs()).unwrap();
+            (request.segs()[1].gpa, 2 * PAGE)
+        };
+        rig.device.hold(true);
+        let held = submit(&mut s);
+        rig.device.wait_held(1);
+        rig.device.hold(false);
+        rig.device.stall(true);
+        let stalled = submit(&mut s);
+        eventually("kick waits", Deadline::after(SOON), true, || {
+            rig.device.is_in_stall()
+        });
+        set_logging(&s, true);
+        // On another thread than the owner's.
+        rig.device.release();
+        assert_eq!(log.take_bits(), pages([held, (used_gpa(&s, 0), 16)]));
+        // On the owner's, in the kick that began before.
+        rig.device.stall(false);
+        take_all(&log, &pages([stalled, used_range(&s)]));
+        s.queues[0].wait_used_all(2, Deadline::after(SOON)).unwrap();
+    });
+}
+
 /// The device has written the whole answer.
 fn is_written(s: &Session, request: &EchoRequest) -> bool {
     let [readable, writable] = request.segs();
