@@ -93,6 +93,7 @@ pub mod protocol_feature {
     pub const INBAND_NOTIFICATIONS: u64 = 1 << 14;
     pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
     pub const STATUS: u64 = 1 << 16;
+    pub const XEN_MMAP: u64 = 1 << 17;
 }
 
 const NAMES: [&str; 44] = [
