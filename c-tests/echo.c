@@ -51,6 +51,7 @@ static void on_started(void *dev, vu_vq *vq)
 
     check(device->acked > 0);
     check(vu_vq_size(vq) == 64 && vu_vq_enabled(vq) == 1);
+    check(vu_vq_big_endian(vq) == 0);
     device->started++;
 }
 

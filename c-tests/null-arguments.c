@@ -84,6 +84,7 @@ static void queues(void)
     check(vu_vq_size(NULL) == 0);
     check(vu_vq_server(NULL) == NULL);
     err(vu_vq_enabled(NULL), -EINVAL);
+    err(vu_vq_big_endian(NULL), -EINVAL);
     vu_vq_set_data(NULL, server);
     check(vu_vq_data(NULL) == NULL);
     err(vu_vq_inflight_inc(NULL), -EINVAL);

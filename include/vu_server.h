@@ -115,6 +115,7 @@
  *   vu_vq_size                 yes      yes      yes       yes
  *   vu_vq_server               yes      yes      yes       yes
  *   vu_vq_enabled              yes      yes      yes       yes
+ *   vu_vq_big_endian           yes      yes      yes       yes
  *   vu_vq_set_data             yes      yes      yes       yes
  *   vu_vq_data                 yes      yes      yes       yes
  *   vu_vq_inflight_inc         yes      yes      yes       yes
@@ -1213,6 +1214,15 @@ struct vu_server *vu_vq_server(const struct vu_vq *vq);
  * @return 1 or 0; -EINVAL for NULL
  */
 int vu_vq_enabled(const struct vu_vq *vq);
+
+/**
+ * Whether the guest is a legacy one and big-endian: so are the device's own
+ * structures in the elements then. Those of a modern device are always
+ * little-endian (virtio 1.3, 2.6.1.1). Any thread.
+ *
+ * @return 1 or 0; -EINVAL for NULL
+ */
+int vu_vq_big_endian(const struct vu_vq *vq);
 
 /**
  * Stores a pointer of the application's in the queue. Any thread.

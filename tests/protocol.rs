@@ -18,6 +18,8 @@ mod config;
 mod descriptors;
 #[path = "protocol/dirty_log.rs"]
 mod dirty_log;
+#[path = "protocol/endian.rs"]
+mod endian;
 #[path = "protocol/features.rs"]
 mod features;
 #[path = "protocol/framing.rs"]

@@ -169,6 +169,21 @@ pub unsafe extern "C" fn vu_vq_enabled(vq: *const vu_vq) -> c_int {
     unsafe { with_queue(vq, -libc::EINVAL, |queue| c_int::from(queue.is_enabled())) }
 }
 
+/// Whether the guest is a legacy one and big-endian: so are the device's own
+/// structures in the elements then. Those of a modern device are always
+/// little-endian (virtio 1.3, 2.6.1.1). Any thread.
+///
+/// @return 1 or 0; -EINVAL for NULL
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vu_vq_big_endian(vq: *const vu_vq) -> c_int {
+    // SAFETY: see the module's contract.
+    unsafe {
+        with_queue(vq, -libc::EINVAL, |queue| {
+            c_int::from(queue.is_big_endian())
+        })
+    }
+}
+
 /// Stores a pointer of the application's in the queue. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_set_data(vq: *mut vu_vq, data: *mut c_void) {

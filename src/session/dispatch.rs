@@ -80,6 +80,7 @@ const HANDLERS: &[(u32, Handler)] = &[
     (id::GET_QUEUE_NUM, Session::get_queue_num),
     (id::SET_VRING_ENABLE, Session::set_vring_enable),
     (id::SET_BACKEND_REQ_FD, Session::set_backend_req_fd),
+    (id::SET_VRING_ENDIAN, Session::set_vring_endian),
     (id::GET_CONFIG, Session::get_config),
     (id::SET_CONFIG, Session::set_config),
     (id::RESET_DEVICE, Session::reset_device),

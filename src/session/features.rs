@@ -18,6 +18,7 @@ impl Session {
             | ProtocolFeatures::LOG_SHMFD
             | ProtocolFeatures::REPLY_ACK
             | ProtocolFeatures::BACKEND_REQ
+            | ProtocolFeatures::CROSS_ENDIAN
             | ProtocolFeatures::RESET_DEVICE
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS
             | ProtocolFeatures::STATUS;

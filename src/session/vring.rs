@@ -11,6 +11,8 @@ pub(super) struct Vring {
     pub(super) addresses: Option<VringAddr>,
     /// Where the available ring begins at the next start.
     pub(super) base: u16,
+    /// What SET_VRING_ENDIAN said; a legacy ring has the machine's order without it.
+    pub(super) big_endian: Option<bool>,
     /// Set: the front-end has started the ring.
     pub(super) kick: Option<Arc<KickSource>>,
     /// The queue has been prepared for this start: it is offered whenever it is INTERNAL and may run.

@@ -8,7 +8,7 @@ use crate::context::owner::State;
 use crate::context::{Mail, registry};
 use crate::device::StopReason;
 use crate::error::Error;
-use crate::features::{EVENT_IDX, INDIRECT_DESC};
+use crate::features::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use crate::protocol::features::F_PROTOCOL_FEATURES;
 use crate::protocol::messages::{VringAddr, VringFd, VringState};
 use crate::stream::Event;
@@ -22,6 +22,7 @@ use crate::virtqueue::vq::resolve;
 use crate::virtqueue::{Queue, Setup};
 
 use super::dispatch::{Answer, Fault, Handled};
+use super::vring::Vring;
 use super::{End, Session};
 
 impl Session {
@@ -104,6 +105,31 @@ impl Session {
         // A split ring's index has 16 bits; what front-ends put above them has no meaning.
         self.vrings[index].base = num as u16;
         Ok(Answer::Done)
+    }
+
+    pub(super) fn set_vring_endian(&mut self, message: &mut Message) -> Handled {
+        let VringState { index, num } = VringState::decode(&message.body)?;
+        let index = self.check_index(index)?;
+        let refuse = |why: &str| {
+            Fault::refuse(
+                libc::EINVAL,
+                format!("queue {index}: byte order {num}: {why}"),
+            )
+        };
+        if num > 1 {
+            return Err(refuse("neither 0 (little-endian) nor 1 (big-endian)"));
+        }
+        if num == 1 && self.features & VERSION_1 != 0 {
+            return Err(refuse("a ring of a modern device is little-endian"));
+        }
+        self.refuse_running(index, "byte order")?;
+        self.vrings[index].big_endian = Some(num == 1);
+        Ok(Answer::Done)
+    }
+
+    fn is_big_endian(&self, vring: &Vring) -> bool {
+        let legacy = self.features & VERSION_1 == 0;
+        legacy && vring.big_endian.unwrap_or(cfg!(target_endian = "big"))
     }
 
     pub(super) fn set_vring_addr(&mut self, message: &mut Message) -> Handled {
@@ -320,6 +346,7 @@ impl Session {
             features: SplitFeatures {
                 indirect: self.features & INDIRECT_DESC != 0,
                 event_idx: self.features & EVENT_IDX != 0,
+                big_endian: self.is_big_endian(vring),
             },
             kick,
         })

@@ -1,6 +1,7 @@
 //! The three areas of a split ring in guest memory, and the only way to touch them: aligned atomic accesses, each to a
 //! word that is inside by construction.
 
+use super::order::Order;
 use super::ring_error::RingError;
 use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
@@ -61,15 +62,15 @@ impl Desc {
     /// # Safety
     /// `table` is 8-aligned and `index` inside it.
     #[inline(always)]
-    pub(super) unsafe fn read(table: *const u8, index: u16) -> Desc {
+    pub(super) unsafe fn read<O: Order>(table: *const u8, index: u16) -> Desc {
         // SAFETY: the caller's promise. Relaxed: the acquiring load of the available index comes before.
         unsafe {
             let words = table
                 .add(usize::from(index) * Desc::SIZE)
                 .cast::<AtomicU64>();
             Desc {
-                addr: u64::from_le((*words).load(Ordering::Relaxed)),
-                rest: u64::from_le((*words.add(1)).load(Ordering::Relaxed)),
+                addr: O::u64((*words).load(Ordering::Relaxed)),
+                rest: O::desc_rest((*words.add(1)).load(Ordering::Relaxed)),
             }
         }
     }

@@ -10,29 +10,34 @@
 
 mod special;
 
+use std::marker::PhantomData;
+
 use libc::{c_void, iovec};
 
 use special::Walk;
 
 use super::areas::{Desc, SplitAreas, prefetch};
 use super::arena::Arena;
+use super::order::Order;
 use super::ring_error::RingError;
 use super::slot::{INLINE_IOVECS, Slot};
 use crate::memory::{Access, Translate};
 
 /// Reads the chains of one ring.
-pub(super) struct Reader {
+pub(super) struct Reader<O> {
     pub(super) areas: SplitAreas,
+    _order: PhantomData<O>,
     /// Whether `INDIRECT_DESC` was negotiated.
     indirect: bool,
     /// Where an indirect table goes that cannot be read in place.
     copy: Vec<[u64; 2]>,
 }
 
-impl Reader {
-    pub(super) fn new(areas: SplitAreas, indirect: bool) -> Reader {
+impl<O: Order> Reader<O> {
+    pub(super) fn new(areas: SplitAreas, indirect: bool) -> Reader<O> {
         Reader {
             areas,
+            _order: PhantomData,
             indirect,
             copy: Vec::new(),
         }
@@ -57,7 +62,7 @@ impl Reader {
         head: u16,
     ) -> Result<(), Box<RingError>> {
         // SAFETY: head < size.
-        let desc = unsafe { Desc::read(self.areas.desc_table(), head) };
+        let desc = unsafe { Desc::read::<O>(self.areas.desc_table(), head) };
         if desc.has(Desc::NEXT | Desc::INDIRECT) == 0 {
             let access = if desc.has(Desc::WRITE) == 0 {
                 Access::Read
@@ -105,7 +110,7 @@ impl Reader {
         {
             table = found;
             // SAFETY: an indirect table has at least one entry.
-            desc = unsafe { Desc::read(table.base, 0) };
+            desc = unsafe { Desc::read::<O>(table.base, 0) };
         }
         // The device-readable buffers come first, then the device-writable ones.
         while desc.has(Desc::WRITE | Desc::INDIRECT) == 0
@@ -116,7 +121,7 @@ impl Reader {
             if desc.has(Desc::NEXT) == 0 {
                 return buffers.fill(slot, head);
             }
-            desc = table.next(desc, head)?;
+            desc = table.next::<O>(desc, head)?;
         }
         while desc.has(Desc::WRITE | Desc::INDIRECT) == Desc::WRITE
             && buffers.take(slot, desc, translate, Access::Write)
@@ -124,7 +129,7 @@ impl Reader {
             if desc.has(Desc::NEXT) == 0 {
                 return buffers.fill(slot, head);
             }
-            desc = table.next(desc, head)?;
+            desc = table.next::<O>(desc, head)?;
         }
         Walk::resume(slot, head, desc, table, buffers).finish(self, *translate, arena)
     }
@@ -186,12 +191,12 @@ struct Table {
 impl Table {
     /// The descriptor that `desc` names as the next.
     #[inline(always)]
-    fn next(&self, desc: Desc, head: u16) -> Result<Desc, Box<RingError>> {
+    fn next<O: Order>(&self, desc: Desc, head: u16) -> Result<Desc, Box<RingError>> {
         if desc.next() >= self.entries {
             return Err(bad_next(head, desc.next(), self.entries));
         }
         // SAFETY: next < entries.
-        Ok(unsafe { Desc::read(self.base, desc.next()) })
+        Ok(unsafe { Desc::read::<O>(self.base, desc.next()) })
     }
 }
 

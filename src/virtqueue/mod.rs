@@ -2,7 +2,7 @@
 //!
 //! * [`vq`] the queue: what its owner, the internal thread and everybody else do with it
 //! * [`element`] what the application holds of a descriptor chain, and how it is completed
-//! * [`split`], [`used`] the two sides of a split ring; [`slot`] where elements live; [`notify`] the fences
+//! * [`split`], [`used`] the two sides of a split ring, [`ring`], [`order`] of either byte order; [`slot`] where elements live; [`notify`] the fences
 //! * [`inflight`] counting and draining; [`kick`], [`signal`] the descriptors
 
 #[cfg(not(loom))]
@@ -17,8 +17,11 @@ pub(crate) mod inflight;
 #[cfg(not(loom))]
 pub(crate) mod kick;
 pub(crate) mod notify;
+pub(crate) mod order;
 #[cfg(not(loom))]
 mod publication;
+#[cfg(not(loom))]
+pub(crate) mod ring;
 #[cfg(not(loom))]
 mod ring_error;
 #[cfg(not(loom))]

@@ -6,17 +6,18 @@
 //! either found by the look that follows re-arming, or announced by a kick. Interrupts are the mirror image.
 //! The models in `notify_loom.rs` run this code on both sides, and lose a notification once a fence is taken away.
 
+use super::order::Order;
 use crate::sync::{AtomicU16, Ordering, fence};
 
 /// Stores this side's word, then reads the other side's, in that order for everybody.
 #[inline(always)]
-pub(crate) fn store_then_load(own: &AtomicU16, value: u16, other: &AtomicU16) -> u16 {
+pub(crate) fn store_then_load<O: Order>(own: &AtomicU16, value: u16, other: &AtomicU16) -> u16 {
     // Release: pairs with the driver's acquiring load of an index; what was written before is visible with it.
-    own.store(value.to_le(), Ordering::Release);
+    own.store(O::u16(value), Ordering::Release);
     // Pairs with the fence that the driver has between its own store and load.
     fence(Ordering::SeqCst);
     // Relaxed: the value decides about a notification only; data is read after another, acquiring load.
-    u16::from_le(other.load(Ordering::Relaxed))
+    O::u16(other.load(Ordering::Relaxed))
 }
 
 /// Whether the step of an index from `old` to `new` passes the position `event`, so that the other side, which waits

@@ -5,8 +5,9 @@ use loom::sync::atomic::AtomicU16;
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
-use super::{passes, store_then_load};
+use super::passes;
 use crate::sync::Ordering;
+use crate::virtqueue::order::Little;
 
 type StoreThenLoad = fn(&AtomicU16, u16, &AtomicU16) -> u16;
 
@@ -113,34 +114,40 @@ fn with_flags(produce: StoreThenLoad, rearm: StoreThenLoad) {
 
 #[test]
 fn nothing_is_lost_with_events() {
-    with_events(store_then_load, store_then_load);
+    with_events(
+        super::store_then_load::<Little>,
+        super::store_then_load::<Little>,
+    );
 }
 
 #[test]
 fn nothing_is_lost_with_flags() {
-    with_flags(store_then_load, store_then_load);
+    with_flags(
+        super::store_then_load::<Little>,
+        super::store_then_load::<Little>,
+    );
 }
 
 #[test]
 #[should_panic(expected = "deadlock")]
 fn a_producer_without_the_fence_loses_one() {
-    with_events(without_fence, store_then_load);
+    with_events(without_fence, super::store_then_load::<Little>);
 }
 
 #[test]
 #[should_panic(expected = "deadlock")]
 fn a_consumer_without_the_fence_loses_one() {
-    with_events(store_then_load, without_fence);
+    with_events(super::store_then_load::<Little>, without_fence);
 }
 
 #[test]
 #[should_panic(expected = "deadlock")]
 fn a_producer_without_the_fence_loses_one_with_flags() {
-    with_flags(without_fence, store_then_load);
+    with_flags(without_fence, super::store_then_load::<Little>);
 }
 
 #[test]
 #[should_panic(expected = "deadlock")]
 fn a_consumer_without_the_fence_loses_one_with_flags() {
-    with_flags(store_then_load, without_fence);
+    with_flags(super::store_then_load::<Little>, without_fence);
 }

@@ -5,6 +5,7 @@ use crate::sync::Arc;
 
 use super::areas::SplitAreas;
 use super::slot::{Slot, SlotReturns};
+use super::split::SplitFeatures;
 use super::used::{UsedElem, UsedLog, UsedRing};
 
 /// Guarded by the queue's publication lock.
@@ -31,7 +32,7 @@ impl Publication {
     pub(super) fn place(
         &mut self,
         areas: SplitAreas,
-        event_idx: bool,
+        features: SplitFeatures,
         table: Arc<RegionTable>,
         used_log_base: Option<u64>,
         returns: Arc<SlotReturns>,
@@ -43,9 +44,9 @@ impl Publication {
         self.set_log(table.log(), used_log_base);
         let next = match &self.used {
             Some(used) => used.next_index(),
-            None => UsedRing::read_index(areas),
+            None => UsedRing::read_index(areas, features),
         };
-        self.used = Some(UsedRing::new(areas, event_idx, next));
+        self.used = Some(UsedRing::new(areas, features, next));
         self.table = Some(table);
     }
 
@@ -53,12 +54,12 @@ impl Publication {
     pub(super) fn rebase(
         &mut self,
         areas: SplitAreas,
-        event_idx: bool,
+        features: SplitFeatures,
         table: Arc<RegionTable>,
         used_log_base: Option<u64>,
     ) {
         if let Some(used) = &self.used {
-            self.used = Some(UsedRing::new(areas, event_idx, used.next_index()));
+            self.used = Some(UsedRing::new(areas, features, used.next_index()));
             self.set_log(table.log(), used_log_base);
             self.table = Some(table);
         }

@@ -3,6 +3,7 @@
 use super::areas::SplitAreas;
 use super::chain::Reader;
 use super::notify;
+use super::order::Order;
 use super::ring_error::RingError;
 use super::slot::{NoSlot, Slot, SlotPool, Stamp, state};
 use super::used::UsedLog;
@@ -20,6 +21,8 @@ const AHEAD: usize = 8;
 pub(crate) struct SplitFeatures {
     pub(crate) indirect: bool,
     pub(crate) event_idx: bool,
+    /// A legacy ring of a big-endian guest.
+    pub(crate) big_endian: bool,
 }
 
 /// The elements given to [`SplitRing::unpop`] are not the newest ones.
@@ -27,8 +30,8 @@ pub(crate) struct SplitFeatures {
 pub(crate) struct NotNewest;
 
 /// The owner's private state of a split ring.
-pub(crate) struct SplitRing {
-    reader: Reader,
+pub(crate) struct SplitRing<O> {
+    reader: Reader<O>,
     event_idx: bool,
     hint: Hint,
     /// Chains popped, counted from the first position: the low 16 bits are the next position to pop.
@@ -45,9 +48,9 @@ pub(crate) struct SplitRing {
     broken: Option<RingError>,
 }
 
-impl SplitRing {
+impl<O: Order> SplitRing<O> {
     /// The available side, to continue at position `last_avail`.
-    pub(crate) fn new(areas: SplitAreas, features: SplitFeatures, last_avail: u16) -> SplitRing {
+    pub(crate) fn new(areas: SplitAreas, features: SplitFeatures, last_avail: u16) -> SplitRing<O> {
         SplitRing {
             reader: Reader::new(areas, features.indirect),
             event_idx: features.event_idx,
@@ -100,7 +103,7 @@ impl SplitRing {
     #[inline(always)]
     fn peek(&self) -> u16 {
         // Relaxed: a hint; pop loads again.
-        u16::from_le(self.reader.areas.avail_index().load(Ordering::Relaxed))
+        O::u16(self.reader.areas.avail_index().load(Ordering::Relaxed))
     }
 
     /// Pops up to `out.len()` chains.
@@ -169,10 +172,10 @@ impl SplitRing {
         for index in 0..count {
             if let Some(ahead) = heads.get(index + AHEAD) {
                 // A hint only: the head is read for good when its turn comes.
-                areas.prefetch_desc(u16::from_le(ahead.load(Ordering::Relaxed)));
+                areas.prefetch_desc(O::u16(ahead.load(Ordering::Relaxed)));
             }
             let seq = self.popped + index as u64;
-            let head = u16::from_le(heads[index].load(Ordering::Relaxed));
+            let head = O::u16(heads[index].load(Ordering::Relaxed));
             // SAFETY: a head below the ring's size has a mark; the pool has gathered as many free slots as `out` has
             // room for, and a free slot has no block.
             unsafe {
@@ -216,7 +219,7 @@ impl SplitRing {
             return self.leftover();
         }
         // Acquire: pairs with the driver's release of the index; the ring entries and descriptors come after.
-        let index = u16::from_le(self.reader.areas.avail_index().load(Ordering::Acquire));
+        let index = O::u16(self.reader.areas.avail_index().load(Ordering::Acquire));
         self.seen = index;
         let ready = index.wrapping_sub(self.last_avail());
         if ready > self.reader.areas.size() {
@@ -267,7 +270,7 @@ impl SplitRing {
             self.reader
                 .areas
                 .used_flags()
-                .store(NO_NOTIFY.to_le(), Ordering::Relaxed);
+                .store(O::u16(NO_NOTIFY), Ordering::Relaxed);
             self.mark(SplitAreas::USED_FLAGS_OFFSET);
         }
     }
@@ -278,12 +281,12 @@ impl SplitRing {
         let areas = self.reader.areas;
         let index = if self.event_idx {
             let index =
-                notify::store_then_load(areas.avail_event(), self.seen, areas.avail_index());
+                notify::store_then_load::<O>(areas.avail_event(), self.seen, areas.avail_index());
             self.mark(SplitAreas::used_entry_offset(areas.size().into()));
             index
         } else {
             self.quiet = false;
-            let index = notify::store_then_load(areas.used_flags(), 0, areas.avail_index());
+            let index = notify::store_then_load::<O>(areas.used_flags(), 0, areas.avail_index());
             self.mark(SplitAreas::USED_FLAGS_OFFSET);
             index
         };

@@ -4,6 +4,8 @@
 
 use super::areas::SplitAreas;
 use super::notify;
+use super::order::{Big, Little, Order};
+use super::split::SplitFeatures;
 use crate::memory::DirtyLog;
 use crate::sync::{Arc, Ordering};
 
@@ -47,7 +49,7 @@ impl UsedLog {
 #[derive(Debug)]
 pub(crate) struct UsedRing {
     areas: SplitAreas,
-    event_idx: bool,
+    features: SplitFeatures,
     next: u16,
     /// Whether an interrupt has been decided upon since the start. Before that, what the driver was told last is
     /// unknown, and the first publication interrupts.
@@ -56,19 +58,24 @@ pub(crate) struct UsedRing {
 
 impl UsedRing {
     /// The used side, to continue at index `next`.
-    pub(crate) fn new(areas: SplitAreas, event_idx: bool, next: u16) -> UsedRing {
+    pub(crate) fn new(areas: SplitAreas, features: SplitFeatures, next: u16) -> UsedRing {
         UsedRing {
             areas,
-            event_idx,
+            features,
             next,
             decided: false,
         }
     }
 
     /// The used index in guest memory: where a ring that starts goes on.
-    pub(crate) fn read_index(areas: SplitAreas) -> u16 {
+    pub(crate) fn read_index(areas: SplitAreas, features: SplitFeatures) -> u16 {
         // Relaxed: nothing else is read by it; only this back-end ever wrote it.
-        u16::from_le(areas.used_index().load(Ordering::Relaxed))
+        let index = areas.used_index().load(Ordering::Relaxed);
+        if features.big_endian {
+            Big::u16(index)
+        } else {
+            Little::u16(index)
+        }
     }
 
     /// The index of the next entry.
@@ -77,8 +84,17 @@ impl UsedRing {
     }
 
     /// Returns the chains to the driver, at most as many as the ring has entries. Says whether to interrupt.
-    #[inline(never)]
+    #[inline(always)]
     pub(crate) fn publish(&mut self, batch: &[UsedElem]) -> bool {
+        if self.features.big_endian {
+            self.publish_in::<Big>(batch)
+        } else {
+            self.publish_in::<Little>(batch)
+        }
+    }
+
+    #[inline(never)]
+    fn publish_in<O: Order>(&mut self, batch: &[UsedElem]) -> bool {
         // More would be a fault of this library; the ring's bounds hold all the same.
         debug_assert!(batch.len() <= usize::from(self.areas.size()));
         let batch = &batch[..batch.len().min(self.areas.size().into())];
@@ -90,12 +106,12 @@ impl UsedRing {
         for elem in batch {
             let [id, len] = areas.used_entry(next);
             // Relaxed: the release of the index makes the entry visible.
-            id.store((elem.0 as u32).to_le(), Ordering::Relaxed);
-            len.store(elem.len().to_le(), Ordering::Relaxed);
+            id.store(O::u32(elem.0 as u32), Ordering::Relaxed);
+            len.store(O::u32(elem.len()), Ordering::Relaxed);
             next = next.wrapping_add(1);
         }
         self.next = next;
-        self.announce(old)
+        self.announce::<O>(old)
     }
 
     /// After the newest `count` entries were published.
@@ -111,13 +127,14 @@ impl UsedRing {
 
     /// Moves the index from `old` to `next` and looks whether the driver waits for that.
     #[inline(always)]
-    fn announce(&mut self, old: u16) -> bool {
+    fn announce<O: Order>(&mut self, old: u16) -> bool {
         let areas = self.areas;
-        if !self.event_idx {
-            let flags = notify::store_then_load(areas.used_index(), self.next, areas.avail_flags());
+        if !self.features.event_idx {
+            let flags =
+                notify::store_then_load::<O>(areas.used_index(), self.next, areas.avail_flags());
             return flags & NO_INTERRUPT == 0;
         }
-        let event = notify::store_then_load(areas.used_index(), self.next, areas.used_event());
+        let event = notify::store_then_load::<O>(areas.used_index(), self.next, areas.used_event());
         let first = !std::mem::replace(&mut self.decided, true);
         first || notify::passes(event, self.next, old)
     }

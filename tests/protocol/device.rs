@@ -28,6 +28,7 @@ pub enum Event {
     },
     Reset,
     QueueStarted(u32),
+    BigEndian(u32),
     QueueStopping(u32, StopReason),
     QueueStopped(u32),
     RingBroken {
@@ -211,6 +212,9 @@ impl Device for Scripted {
 
     fn queue_started(&self, vq: &mut Virtqueue<'_>) {
         self.0.note(Event::QueueStarted(vq.index()));
+        if vq.is_big_endian() {
+            self.0.note(Event::BigEndian(vq.index()));
+        }
     }
 
     fn queue_stopping(&self, vq: &mut Virtqueue<'_>, reason: StopReason) {

@@ -30,6 +30,7 @@ fn what_is_offered() {
                 | protocol_feature::LOG_SHMFD
                 | protocol_feature::REPLY_ACK
                 | protocol_feature::BACKEND_REQ
+                | protocol_feature::CROSS_ENDIAN
                 | protocol_feature::CONFIG
                 | protocol_feature::RESET_DEVICE
                 | protocol_feature::CONFIGURE_MEM_SLOTS

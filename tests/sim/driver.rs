@@ -218,7 +218,8 @@ impl SplitDriver {
         for (index, seg) in segs.iter().enumerate() {
             let next = (index + 1 < segs.len()).then_some(index as u16 + 1);
             let at = gpa + DESC_LEN * index as u64;
-            self.memory.write(at, &seg.desc(next).encode())?;
+            self.memory
+                .write(at, &seg.desc(next).encode_in(self.ring.big_endian))?;
         }
         Ok(Desc {
             addr: gpa,

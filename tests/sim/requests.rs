@@ -86,6 +86,11 @@ impl Frontend {
         self.set(req::SET_VRING_BASE, &wire::vring_state(index, base), &[])
     }
 
+    /// SET_VRING_ENDIAN: 0 is little, 1 is big.
+    pub fn set_vring_endian(&self, index: u32, order: u32) -> Result<()> {
+        self.set(req::SET_VRING_ENDIAN, &wire::vring_state(index, order), &[])
+    }
+
     pub fn set_vring_enable(&self, index: u32, enable: bool) -> Result<()> {
         let body = wire::vring_state(index, enable.into());
         self.set(req::SET_VRING_ENABLE, &body, &[])

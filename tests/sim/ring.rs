@@ -29,11 +29,20 @@ pub struct Desc {
 
 impl Desc {
     pub fn encode(&self) -> [u8; DESC_LEN as usize] {
+        self.encode_in(false)
+    }
+
+    pub fn encode_in(&self, big_endian: bool) -> [u8; DESC_LEN as usize] {
         let mut bytes = [0; DESC_LEN as usize];
         bytes[0..8].copy_from_slice(&self.addr.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.len.to_le_bytes());
         bytes[12..14].copy_from_slice(&self.flags.to_le_bytes());
         bytes[14..16].copy_from_slice(&self.next.to_le_bytes());
+        if big_endian {
+            for field in [0..8, 8..12, 12..14, 14..16] {
+                bytes[field].reverse();
+            }
+        }
         bytes
     }
 }
@@ -86,6 +95,8 @@ pub struct Ring {
     desc: Arc<Region>,
     avail: Arc<Region>,
     used: Arc<Region>,
+    /// The ring of a legacy device's big-endian guest.
+    pub big_endian: bool,
 }
 
 impl Ring {
@@ -96,6 +107,7 @@ impl Ring {
             desc: memory.region_at(layout.desc, DESC_LEN * u64::from(size))?,
             avail: memory.region_at(layout.avail, RingLayout::avail_len(size))?,
             used: memory.region_at(layout.used, RingLayout::used_len(size))?,
+            big_endian: false,
         })
     }
 
@@ -117,7 +129,7 @@ impl Ring {
 
     pub fn set_desc(&self, index: u16, desc: Desc) -> Result<()> {
         let at = self.layout.desc + DESC_LEN * u64::from(index);
-        self.desc.write(at, &desc.encode())
+        self.desc.write(at, &desc.encode_in(self.big_endian))
     }
 
     fn avail_u16(&self, offset: u64) -> Result<&AtomicU16> {
@@ -128,65 +140,73 @@ impl Ring {
         self.used.atomic_u16(self.layout.used + offset)
     }
 
-    fn store(field: &AtomicU16, value: u16) {
-        // Release: pairs with the back-end's acquire load of the index, so
-        // that it sees the entries and descriptors written before.
-        field.store(value.to_le(), Ordering::Release);
+    fn convert(&self, value: u16) -> u16 {
+        if self.big_endian {
+            value.to_be()
+        } else {
+            value.to_le()
+        }
     }
 
-    fn load(field: &AtomicU16) -> u16 {
+    fn store(&self, field: &AtomicU16, value: u16) {
+        // Release: pairs with the back-end's acquire load of the index, so
+        // that it sees the entries and descriptors written before.
+        field.store(self.convert(value), Ordering::Release);
+    }
+
+    fn load(&self, field: &AtomicU16) -> u16 {
         // Acquire: pairs with the back-end's release store of the index, so
         // that the entries and buffers written before it are visible.
-        u16::from_le(field.load(Ordering::Acquire))
+        self.convert(field.load(Ordering::Acquire))
     }
 
     pub fn avail_flags(&self) -> Result<u16> {
-        self.avail_u16(0).map(Self::load)
+        self.avail_u16(0).map(|field| self.load(field))
     }
 
     pub fn set_avail_flags(&self, flags: u16) -> Result<()> {
-        Self::store(self.avail_u16(0)?, flags);
+        self.store(self.avail_u16(0)?, flags);
         Ok(())
     }
 
     pub fn avail_idx(&self) -> Result<u16> {
-        self.avail_u16(2).map(Self::load)
+        self.avail_u16(2).map(|field| self.load(field))
     }
 
     pub fn set_avail_idx(&self, index: u16) -> Result<()> {
-        Self::store(self.avail_u16(2)?, index);
+        self.store(self.avail_u16(2)?, index);
         Ok(())
     }
 
     /// Entry `position` modulo the ring's size.
     pub fn set_avail_entry(&self, position: u16, head: u16) -> Result<()> {
         let slot = u64::from(position % self.layout.size);
-        Self::store(self.avail_u16(4 + 2 * slot)?, head);
+        self.store(self.avail_u16(4 + 2 * slot)?, head);
         Ok(())
     }
 
     pub fn used_event(&self) -> Result<u16> {
         self.avail_u16(4 + 2 * u64::from(self.layout.size))
-            .map(Self::load)
+            .map(|field| self.load(field))
     }
 
     pub fn set_used_event(&self, index: u16) -> Result<()> {
         let offset = 4 + 2 * u64::from(self.layout.size);
-        Self::store(self.avail_u16(offset)?, index);
+        self.store(self.avail_u16(offset)?, index);
         Ok(())
     }
 
     pub fn used_flags(&self) -> Result<u16> {
-        self.used_u16(0).map(Self::load)
+        self.used_u16(0).map(|field| self.load(field))
     }
 
     pub fn used_idx(&self) -> Result<u16> {
-        self.used_u16(2).map(Self::load)
+        self.used_u16(2).map(|field| self.load(field))
     }
 
     /// Guests are not supposed to write here.
     pub fn set_used_idx(&self, index: u16) -> Result<()> {
-        Self::store(self.used_u16(2)?, index);
+        self.store(self.used_u16(2)?, index);
         Ok(())
     }
 
@@ -197,14 +217,16 @@ impl Ring {
         self.used
             .read_into(self.layout.used + 4 + 8 * slot, &mut bytes)?;
         let [a, b, c, d, e, f, g, h] = bytes;
-        Ok((
-            u32::from_le_bytes([a, b, c, d]),
-            u32::from_le_bytes([e, f, g, h]),
-        ))
+        let number = if self.big_endian {
+            u32::from_be_bytes
+        } else {
+            u32::from_le_bytes
+        };
+        Ok((number([a, b, c, d]), number([e, f, g, h])))
     }
 
     pub fn avail_event(&self) -> Result<u16> {
         self.used_u16(4 + 8 * u64::from(self.layout.size))
-            .map(Self::load)
+            .map(|field| self.load(field))
     }
 }

@@ -86,6 +86,7 @@ pub mod protocol_feature {
     pub const LOG_SHMFD: u64 = 1 << 1;
     pub const REPLY_ACK: u64 = 1 << 3;
     pub const BACKEND_REQ: u64 = 1 << 5;
+    pub const CROSS_ENDIAN: u64 = 1 << 6;
     pub const CONFIG: u64 = 1 << 9;
     pub const BACKEND_SEND_FD: u64 = 1 << 10;
     pub const INFLIGHT_SHMFD: u64 = 1 << 12;

@@ -7,6 +7,7 @@ use super::{Buffers, Reader, Table, buffer, distance, too_long};
 use crate::memory::{Access, Translate};
 use crate::virtqueue::areas::Desc;
 use crate::virtqueue::arena::Arena;
+use crate::virtqueue::order::Order;
 use crate::virtqueue::ring_error::RingError;
 use crate::virtqueue::slot::{INLINE_IOVECS, Slot};
 
@@ -62,9 +63,9 @@ impl Walk {
     /// Takes in the rest of the chain and writes the element.
     #[cold]
     #[inline(never)]
-    pub(super) fn finish<T: Translate>(
+    pub(super) fn finish<O: Order, T: Translate>(
         mut self,
-        reader: &mut Reader,
+        reader: &mut Reader<O>,
         mut translate: T,
         arena: &mut Arena,
     ) -> Result<(), Box<RingError>> {
@@ -82,7 +83,7 @@ impl Walk {
             if self.desc.has(Desc::NEXT) == 0 {
                 return self.fill();
             }
-            self.desc = self.table.next(self.desc, self.head)?;
+            self.desc = self.table.next::<O>(self.desc, self.head)?;
         }
     }
 
@@ -123,9 +124,9 @@ impl Walk {
     }
 
     /// Goes on in an indirect table.
-    fn enter<T: Translate>(
+    fn enter<O: Order, T: Translate>(
         &mut self,
-        reader: &mut Reader,
+        reader: &mut Reader<O>,
         translate: &mut T,
     ) -> Result<(), Box<RingError>> {
         let Walk { head, desc, .. } = *self;
@@ -156,7 +157,7 @@ impl Walk {
         };
         self.left = entries;
         // SAFETY: the first of at least one entry.
-        self.desc = unsafe { Desc::read(self.table.base, 0) };
+        self.desc = unsafe { Desc::read::<O>(self.table.base, 0) };
         Ok(())
     }
 

@@ -57,6 +57,7 @@ impl Pair {
         let features = SplitFeatures {
             indirect: true,
             event_idx,
+            big_endian: false,
         };
         let memory = GuestMemoryMmap::from_ranges(&[
             (GuestAddress(LOW), LOW_SIZE as usize),

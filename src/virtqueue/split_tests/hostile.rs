@@ -95,7 +95,7 @@ fn descriptors_that_change_while_they_are_read_stay_inside() {
         let (mut good, mut bad) = (0, 0);
         for round in 0..ROUNDS {
             // A ring each, since most of them break.
-            let mut ring = SplitRing::new(guest.areas, BOTH, 0);
+            let mut ring = SplitRing::<Little>::new(guest.areas, BOTH, 0);
             let mut pool = SlotPool::new(SIZE, 0);
             let mut out = [ptr::null_mut(); 4];
             let entry = AVAIL + 4;

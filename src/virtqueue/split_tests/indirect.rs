@@ -77,6 +77,7 @@ fn bad_indirect_tables_break() {
     let direct_only = SplitFeatures {
         indirect: false,
         event_idx: true,
+        big_endian: false,
     };
     broken(
         direct_only,

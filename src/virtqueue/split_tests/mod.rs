@@ -14,6 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
 use super::super::areas::{SplitAreas, SplitLayout};
+use super::super::order::Little;
 use super::super::used::{UsedElem, UsedRing};
 use super::*;
 use crate::memory::{MemoryPolicy, RegionDesc};
@@ -39,10 +40,12 @@ const DATA: u64 = LOW + (2 << 20);
 const BOTH: SplitFeatures = SplitFeatures {
     indirect: true,
     event_idx: true,
+    big_endian: false,
 };
 const NEITHER: SplitFeatures = SplitFeatures {
     indirect: false,
     event_idx: false,
+    big_endian: false,
 };
 
 /// A descriptor as the driver writes it: address, length, flags, next.
@@ -54,7 +57,7 @@ type Buffer = (u64, u64, bool);
 struct Rig {
     table: RegionTable,
     areas: SplitAreas,
-    ring: SplitRing,
+    ring: SplitRing<Little>,
     used: UsedRing,
     pool: SlotPool,
     size: u16,
@@ -103,8 +106,8 @@ impl Rig {
         .expect("areas");
         let rig = Rig {
             areas,
-            ring: SplitRing::new(areas, features, start),
-            used: UsedRing::new(areas, features.event_idx, start),
+            ring: SplitRing::<Little>::new(areas, features, start),
+            used: UsedRing::new(areas, features, start),
             pool: SlotPool::new(size, 40),
             table,
             size,

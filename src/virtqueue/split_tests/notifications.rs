@@ -5,10 +5,12 @@ use super::*;
 const FLAGS_ONLY: SplitFeatures = SplitFeatures {
     indirect: false,
     event_idx: false,
+    big_endian: false,
 };
 const EVENTS: SplitFeatures = SplitFeatures {
     indirect: false,
     event_idx: true,
+    big_endian: false,
 };
 
 #[test]
@@ -110,9 +112,9 @@ fn nothing_published_is_nothing_told() {
 #[test]
 fn a_batch_wraps_with_the_ring_and_with_the_index() {
     let mut rig = Rig::starting_at(8, EVENTS, 0xfffd);
-    assert_eq!(UsedRing::read_index(rig.areas), 0);
+    assert_eq!(UsedRing::read_index(rig.areas, EVENTS), 0);
     rig.word(USED + 2).store(0xfffd, Ordering::Relaxed);
-    assert_eq!(UsedRing::read_index(rig.areas), 0xfffd);
+    assert_eq!(UsedRing::read_index(rig.areas, EVENTS), 0xfffd);
     for head in 0..8 {
         rig.offer_one(head);
     }

@@ -372,8 +372,8 @@ fn areas_at_one_address_do_no_harm() {
     let host = table.translate(LOW, PAGE).expect("mapped");
     // SAFETY: mapped as long as the table lives; what is read is up to the guest anyway.
     let areas = unsafe { SplitAreas::new(host, host, host, 8) }.expect("areas");
-    let mut ring = SplitRing::new(areas, BOTH, 0);
-    let mut used = UsedRing::new(areas, true, 0);
+    let mut ring = SplitRing::<Little>::new(areas, BOTH, 0);
+    let mut used = UsedRing::new(areas, BOTH, 0);
     let mut pool = SlotPool::new(8, 0);
     let stamp = Stamp {
         queue: ptr::null(),

@@ -45,6 +45,12 @@ impl<'a> Virtqueue<'a> {
         self.queue.is_enabled()
     }
 
+    /// The device is a legacy one and its guest big-endian: so are the device's own structures in the elements. A modern
+    /// device's are always little-endian (virtio 1.3, 2.6.1.1).
+    pub fn is_big_endian(&self) -> bool {
+        self.queue.is_big_endian()
+    }
+
     /// Pops up to `elements.len()` elements into the front of `elements`; how many came. 0 means that the
     /// ring is empty, and publishes what is staged. Elements that are still in there are dropped first.
     ///

@@ -27,9 +27,10 @@ use crate::sync::{
 use super::inflight::Gate;
 use super::kick::KickSource;
 use super::publication::Publication;
+use super::ring::Ring;
 use super::signal::SignalFd;
 use super::slot::SlotPool;
-use super::split::{SplitFeatures, SplitRing};
+use super::split::SplitFeatures;
 use super::staged::Staged;
 use super::stats::{Counter, OwnerCounters, PublicationCounters, VqStats};
 use epoch::Epoch;
@@ -52,7 +53,7 @@ pub(crate) struct Setup {
 }
 /// The owner's half. Only the thread that owns the queue reaches it.
 struct Private {
-    ring: Option<SplitRing>,
+    ring: Option<Ring>,
     pool: Option<SlotPool>,
     table: Option<Arc<RegionTable>>,
     /// While the queue is held: it keeps the kick descriptor open.
@@ -243,6 +244,14 @@ impl Queue {
             .lock()
             .as_ref()
             .map_or(0, |setup| u32::from(setup.size))
+    }
+
+    /// The rings of a legacy device's big-endian guest; what the elements hold has that order, too.
+    pub(crate) fn is_big_endian(&self) -> bool {
+        self.setup
+            .lock()
+            .as_ref()
+            .is_some_and(|setup| setup.features.big_endian)
     }
 
     pub(crate) fn stats(&self) -> VqStats {

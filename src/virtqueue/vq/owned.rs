@@ -8,8 +8,8 @@ use crate::memory::RegionTable;
 use crate::sync::{Arc, Ordering, thread_id};
 use crate::virtqueue::inflight::EpochCount;
 use crate::virtqueue::kick::KickSource;
+use crate::virtqueue::ring::Ring;
 use crate::virtqueue::slot::SlotPool;
-use crate::virtqueue::split::SplitRing;
 
 use super::epoch::{Epoch, release_epoch};
 use super::set_up::{resolve, ring_error};
@@ -85,11 +85,11 @@ impl Queue {
             return Err(Error::invalid("a queue without slots"));
         };
         // The areas are good as long as `table`, which `private.table` keeps.
-        let mut ring = SplitRing::new(areas, setup.features, last_avail);
+        let mut ring = Ring::new(areas, setup.features, last_avail);
         ring.set_log(self.used_log(&table));
         self.publication.lock().place(
             areas,
-            setup.features.event_idx,
+            setup.features,
             table.clone(),
             self.used_log_base(),
             pool.returns().clone(),
@@ -210,7 +210,7 @@ impl Queue {
             self.fail(error);
             return Look::Broken;
         }
-        match private.ring.as_mut().map(SplitRing::fetch) {
+        match private.ring.as_mut().map(Ring::fetch) {
             Some(Ok(0)) => Look::Empty,
             Some(Ok(_)) => Look::Work,
             Some(Err(error)) => {
@@ -225,19 +225,19 @@ impl Queue {
     #[inline]
     pub(crate) fn peek(&self) -> bool {
         self.with_private(|private| {
-            !private.in_kick && private.ring.as_ref().is_some_and(SplitRing::has_new)
+            !private.in_kick && private.ring.as_ref().is_some_and(Ring::has_new)
         })
         .unwrap_or(false)
     }
 
     pub(crate) fn disable_notifications(&self) {
         // A hint, which need not be given in the moment in which the table changes.
-        self.write_used(SplitRing::disable_notifications);
+        self.write_used(Ring::disable_notifications);
     }
 
     /// Writes to the used ring outside of a publication. `None`, with nothing done, when the table has changed: the new
     /// one may want the write to be marked, and the look that follows moves to it.
-    fn write_used<R>(&self, write: impl FnOnce(&mut SplitRing) -> R) -> Option<R> {
+    fn write_used<R>(&self, write: impl FnOnce(&mut Ring) -> R) -> Option<R> {
         self.with_private(|private| {
             let (ring, table) = (private.ring.as_mut()?, private.table.as_ref()?);
             self.bracket.enter(&self.server.table, table.generation());
@@ -255,7 +255,7 @@ impl Queue {
         let remembered = self
             .with_private(|private| std::mem::take(&mut private.remembered))
             .unwrap_or(false);
-        let more = self.write_used(SplitRing::rearm);
+        let more = self.write_used(Ring::rearm);
         more.unwrap_or_else(|| self.has_ring()) || remembered
     }
 

@@ -58,12 +58,9 @@ impl Queue {
         self.pinned.store(table.generation(), Ordering::Relaxed);
         let mut publication = self.publication.lock();
         match resolve(&setup, table, self.index) {
-            Ok(areas) => publication.rebase(
-                areas,
-                setup.features.event_idx,
-                table.clone(),
-                self.used_log_base(),
-            ),
+            Ok(areas) => {
+                publication.rebase(areas, setup.features, table.clone(), self.used_log_base())
+            }
             Err(error) => {
                 let table = publication.retire();
                 drop(publication);
