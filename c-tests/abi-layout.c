@@ -61,12 +61,14 @@ SIZE(vu_server_config, 128);
 AT(vu_server_stats, connections, 8);
 AT(vu_server_stats, memory_regions, 64);
 AT(vu_server_stats, messages_by_type, 72);
-SIZE(vu_server_stats, 584);
+AT(vu_server_stats, unlogged_pages, 584);
+SIZE(vu_server_stats, 592);
 
 AT(vu_vq_stats, pops, 8);
 AT(vu_vq_stats, inflight, 64);
 AT(vu_vq_stats, breaks, 80);
-SIZE(vu_vq_stats, 88);
+AT(vu_vq_stats, suspended, 88);
+SIZE(vu_vq_stats, 96);
 
 _Static_assert(VU_AGAIN == 1, "kick");
 _Static_assert(VU_STOP_RECALL == 1 && VU_STOP_VRING_BASE == 2 && VU_STOP_DISABLED == 3 &&

@@ -106,6 +106,7 @@ static void elements(void)
     err(vu_elem_iov_slice(&iov, 1, 0, 1, NULL, 1), -EINVAL);
     check(vu_elem_iov_slice(NULL, 0, 0, 0, NULL, 0) == 0);
     err(vu_elem_mark_dirty(NULL, 0, 0), -EINVAL);
+    err(vu_elem_suspend(NULL), -EINVAL);
     check(vu_elem_vq(NULL) == NULL);
     err(vu_error_code(NULL), -EINVAL);
     check(vu_error_message(NULL) != NULL);

@@ -121,6 +121,7 @@
  *   vu_vq_inflight_inc         yes      yes      yes       yes
  *   vu_vq_inflight_dec         yes      yes      yes       yes
  *   vu_elem_complete           yes      yes      yes       yes
+ *   vu_elem_suspend            yes      yes      yes       yes
  *   vu_elem_read               yes      yes      yes       yes
  *   vu_elem_write              yes      yes      yes       yes
  *   vu_elem_iov_slice          yes      yes      yes       yes
@@ -342,6 +343,22 @@
  * mapped file makes the next access to it a SIGBUS in this process.
  */
 #define VU_SERVER_REQUIRE_SEALED_MEMORY 2
+
+/**
+ * vu_server_config.flags: offer front-ends no record of what is in flight.
+ * Without this, what was popped and not completed when this process died is
+ * popped a second time by the next one, if the front-end keeps that record
+ * (vhost-user specification, "Inflight I/O tracking"). For a device whose
+ * requests must never be done twice.
+ */
+#define VU_SERVER_NO_INFLIGHT_AREA 4
+
+/**
+ * vu_server_config.flags: the device calls vu_elem_suspend() for what is in
+ * flight when a front-end that can take it over stops a ring
+ * (VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT is offered).
+ */
+#define VU_SERVER_SUSPENDS 8
 
 /**
  * A context: one event loop of the application. See "Threads" at the top of
@@ -712,6 +729,10 @@ typedef struct vu_vq_stats {
      * How often the ring broke.
      */
     uint64_t breaks;
+    /**
+     * Elements that vu_elem_suspend() left in flight.
+     */
+    uint64_t suspended;
 } vu_vq_stats;
 
 /**
@@ -1267,6 +1288,21 @@ int vu_vq_inflight_dec(struct vu_vq *vq);
  */
 int vu_elem_complete(struct vu_elem *elem,
                      uint32_t written);
+
+/**
+ * Lets go of an element without completing it: it stays in flight, and whoever
+ * starts the ring next does it. Any thread. For a device that set
+ * VU_SERVER_SUSPENDS, while the front-end stops the ring: from
+ * vu_device_ops.queue_stopping with VU_STOP_VRING_BASE until queue_stopped.
+ * Nothing of the request may be going on any more (vhost-user specification,
+ * VHOST_USER_GET_VRING_BASE).
+ *
+ * @return 0: the element must not be used afterwards. Else it stays live:
+ *         -ENOTSUP if the front-end does not take requests over, -EBUSY while
+ *         the ring is not being stopped; -EINVAL if the element is NULL or
+ *         completed already
+ */
+int vu_elem_suspend(struct vu_elem *elem);
 
 /**
  * Copies bytes out of the device-readable buffers.

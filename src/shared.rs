@@ -35,6 +35,10 @@ pub(crate) struct Config {
     pub(crate) disconnect_on_broken_ring: bool,
     pub(crate) run_disabled_queues: bool,
     pub(crate) require_sealed_memory: bool,
+    /// Front-ends may keep an area of what is in flight.
+    pub(crate) inflight_area: bool,
+    /// The device can let go of what is in flight when a ring stops.
+    pub(crate) suspends: bool,
     pub(crate) wake: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -112,6 +116,8 @@ pub(crate) struct Shared {
     /// Work of the whole device that the library cannot see.
     pub(crate) gate: Gate,
     acked_features: AtomicU64,
+    /// The front-end takes rings over with requests in flight.
+    suspends_inflight: AtomicBool,
     pub(crate) config_space: Mutex<ConfigSpace>,
     /// What the front-end shall be told on the back-end channel, from any thread. A full channel has a
     /// change of the config space in it, and one is enough.
@@ -147,6 +153,7 @@ impl Shared {
             stream: Stream::new(),
             gate: Gate::new(),
             acked_features: AtomicU64::new(0),
+            suspends_inflight: AtomicBool::new(false),
             config_space: Mutex::new(config_space),
             announcements: bounded(1),
             lifecycle: Lifecycle::new(),
@@ -356,6 +363,15 @@ impl Shared {
 
     pub(crate) fn set_acked_features(&self, features: u64) {
         self.acked_features.store(features, Ordering::Release);
+    }
+
+    /// The front-end takes rings over with requests in flight. Acquire and Release pair up.
+    pub(crate) fn suspends_inflight(&self) -> bool {
+        self.suspends_inflight.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_suspends_inflight(&self, yes: bool) {
+        self.suspends_inflight.store(yes, Ordering::Release);
     }
 
     /// The application changes the config space; the internal thread tells the front-end.

@@ -24,6 +24,8 @@ mod endian;
 mod features;
 #[path = "protocol/framing.rs"]
 mod framing;
+#[path = "protocol/inflight.rs"]
+mod inflight;
 #[path = "protocol/memory.rs"]
 mod memory;
 #[path = "protocol/memory_slots.rs"]

@@ -36,6 +36,17 @@ pub const VU_SERVER_RUN_DISABLED_QUEUES: u64 = 1;
 /// mapped file makes the next access to it a SIGBUS in this process.
 pub const VU_SERVER_REQUIRE_SEALED_MEMORY: u64 = 2;
 
+/// vu_server_config.flags: offer front-ends no record of what is in flight.
+/// Without this, what was popped and not completed when this process died is
+/// popped a second time by the next one, if the front-end keeps that record
+/// (vhost-user specification, "Inflight I/O tracking"). For a device whose
+/// requests must never be done twice.
+pub const VU_SERVER_NO_INFLIGHT_AREA: u64 = 4;
+/// vu_server_config.flags: the device calls vu_elem_suspend() for what is in
+/// flight when a front-end that can take it over stops a ring
+/// (VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT is offered).
+pub const VU_SERVER_SUSPENDS: u64 = 8;
+
 const _: () = {
     assert!(Level::Error as c_int == VU_LOG_ERROR);
     assert!(Level::Warning as c_int == VU_LOG_WARNING);
@@ -44,7 +55,10 @@ const _: () = {
     assert!(VU_BROKEN_RING_STOP == 0);
 };
 
-const FLAGS: u64 = VU_SERVER_RUN_DISABLED_QUEUES | VU_SERVER_REQUIRE_SEALED_MEMORY;
+const FLAGS: u64 = VU_SERVER_RUN_DISABLED_QUEUES
+    | VU_SERVER_REQUIRE_SEALED_MEMORY
+    | VU_SERVER_NO_INFLIGHT_AREA
+    | VU_SERVER_SUSPENDS;
 
 /// What a server is made from. All zero but struct_size and num_queues is a
 /// fine configuration.
@@ -153,6 +167,8 @@ impl vu_server_config {
             .stage_max(self.stage_max)
             .run_disabled_queues(self.flags & VU_SERVER_RUN_DISABLED_QUEUES != 0)
             .require_sealed_memory(self.flags & VU_SERVER_REQUIRE_SEALED_MEMORY != 0)
+            .inflight_area(self.flags & VU_SERVER_NO_INFLIGHT_AREA == 0)
+            .suspends(self.flags & VU_SERVER_SUSPENDS != 0)
             .disconnect_on_broken_ring(self.on_broken_ring == VU_BROKEN_RING_DISCONNECT);
         if let Some(name) = name {
             builder = builder.name(name);

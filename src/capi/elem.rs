@@ -6,7 +6,7 @@ use std::mem::offset_of;
 use libc::iovec;
 
 use crate::virtqueue::slot::{Elem, Slot, state};
-use crate::virtqueue::{Queue, complete, read_out, write_in};
+use crate::virtqueue::{Queue, complete, read_out, suspend, write_in};
 
 use super::guard::{guard, status};
 use super::vq::vu_vq;
@@ -73,6 +73,23 @@ unsafe fn slot<'a>(elem: *const vu_elem) -> Option<&'a Slot> {
 pub unsafe extern "C" fn vu_elem_complete(elem: *mut vu_elem, written: u32) -> c_int {
     // SAFETY: see the module's contract; a vu_elem is the first field of its slot.
     guard(|| status(unsafe { complete(elem.cast(), written, false) }))
+}
+
+/// Lets go of an element without completing it: it stays in flight, and whoever
+/// starts the ring next does it. Any thread. For a device that set
+/// VU_SERVER_SUSPENDS, while the front-end stops the ring: from
+/// vu_device_ops.queue_stopping with VU_STOP_VRING_BASE until queue_stopped.
+/// Nothing of the request may be going on any more (vhost-user specification,
+/// VHOST_USER_GET_VRING_BASE).
+///
+/// @return 0: the element must not be used afterwards. Else it stays live:
+///         -ENOTSUP if the front-end does not take requests over, -EBUSY while
+///         the ring is not being stopped; -EINVAL if the element is NULL or
+///         completed already
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vu_elem_suspend(elem: *mut vu_elem) -> c_int {
+    // SAFETY: see the module's contract; a vu_elem is the first field of its slot.
+    guard(|| status(unsafe { suspend(elem.cast()) }))
 }
 
 /// Copies bytes out of the device-readable buffers.

@@ -93,9 +93,11 @@ pub struct vu_vq_stats {
     pub dropped: u64,
     /// How often the ring broke.
     pub breaks: u64,
+    /// Elements that vu_elem_suspend() left in flight.
+    pub suspended: u64,
 }
 
-const _: () = assert!(size_of::<vu_vq_stats>() == 8 * 11);
+const _: () = assert!(size_of::<vu_vq_stats>() == 8 * 12);
 
 // SAFETY: repr(C), begins with its size, numbers only.
 unsafe impl Extensible for vu_vq_stats {
@@ -116,6 +118,7 @@ impl From<VqStats> for vu_vq_stats {
             inflight: stats.inflight,
             dropped: stats.dropped,
             breaks: stats.breaks,
+            suspended: stats.suspended,
         }
     }
 }

@@ -15,6 +15,7 @@ mod table;
 mod tests;
 mod translate;
 
+pub(crate) use area::SharedArea;
 pub(crate) use cell::{Bracket, TableCell};
 pub(crate) use dirty_log::DirtyLog;
 pub use error::MemoryError;

@@ -35,6 +35,8 @@ pub struct ServerBuilder {
     disconnect_on_broken_ring: bool,
     run_disabled_queues: bool,
     require_sealed_memory: bool,
+    inflight_area: bool,
+    suspends: bool,
     log_level: Option<Level>,
     log: Option<LogFn>,
     wake: Option<Box<dyn Fn() + Send + Sync>>,
@@ -56,6 +58,8 @@ impl Default for ServerBuilder {
             disconnect_on_broken_ring: false,
             run_disabled_queues: false,
             require_sealed_memory: false,
+            inflight_area: true,
+            suspends: false,
             log_level: None,
             log: None,
             wake: None,
@@ -136,6 +140,21 @@ impl ServerBuilder {
     /// front-end that truncates a mapped file makes the next access to it a SIGBUS in this process.
     pub fn require_sealed_memory(mut self, yes: bool) -> Self {
         self.require_sealed_memory = yes;
+        self
+    }
+
+    /// Whether a front-end may keep a record of what is in flight, with which it starts the rings again after this process
+    /// has died: what was popped and not completed is then popped a second time (vhost-user specification, "Inflight I/O
+    /// tracking"). Offered by default; not for a device whose requests must never be done twice.
+    pub fn inflight_area(mut self, yes: bool) -> Self {
+        self.inflight_area = yes;
+        self
+    }
+
+    /// The device calls [`Element::suspend`](crate::Element::suspend) for requests in flight when a front-end that can take
+    /// them over stops a ring (GET_VRING_BASE_INFLIGHT is offered).
+    pub fn suspends(mut self, yes: bool) -> Self {
+        self.suspends = yes;
         self
     }
 
@@ -233,6 +252,8 @@ impl ServerBuilder {
             disconnect_on_broken_ring: self.disconnect_on_broken_ring,
             run_disabled_queues: self.run_disabled_queues,
             require_sealed_memory: self.require_sealed_memory,
+            inflight_area: self.inflight_area,
+            suspends: self.suspends,
             wake: self.wake,
         })
     }

@@ -1,5 +1,7 @@
 //! From a message to its reply: the checks that need no handler, the handler, the form of the answer.
 
+use std::os::fd::OwnedFd;
+
 use crate::error::Error;
 use crate::protocol::features::ProtocolFeatures;
 use crate::protocol::messages::{DecodeError, encode_u64};
@@ -15,6 +17,8 @@ pub(super) enum Answer {
     Done,
     /// The request's own reply.
     Reply(Vec<u8>),
+    /// The same, with a descriptor.
+    ReplyWithFd(Vec<u8>, OwnedFd),
 }
 
 impl Answer {
@@ -83,6 +87,8 @@ const HANDLERS: &[(u32, Handler)] = &[
     (id::SET_VRING_ENDIAN, Session::set_vring_endian),
     (id::GET_CONFIG, Session::get_config),
     (id::SET_CONFIG, Session::set_config),
+    (id::GET_INFLIGHT_FD, Session::get_inflight_fd),
+    (id::SET_INFLIGHT_FD, Session::set_inflight_fd),
     (id::RESET_DEVICE, Session::reset_device),
     (id::GET_MAX_MEM_SLOTS, Session::get_max_mem_slots),
     (id::ADD_MEM_REG, Session::add_mem_reg),
@@ -119,6 +125,7 @@ impl Session {
         let spec = requests::lookup(request);
         match self.try_handle(spec, &mut message) {
             Ok(Answer::Reply(body)) => Ok(Some(Message::reply(request, body, Vec::new()))),
+            Ok(Answer::ReplyWithFd(body, fd)) => Ok(Some(Message::reply(request, body, vec![fd]))),
             Ok(Answer::Done) if wants_ack => Ok(Some(ack(request, 0))),
             Ok(Answer::Done) => Ok(None),
             Err(Fault::End(end)) => Err(end),

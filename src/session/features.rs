@@ -22,6 +22,13 @@ impl Session {
             | ProtocolFeatures::RESET_DEVICE
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS
             | ProtocolFeatures::STATUS;
+        let config = &self.shared.config;
+        if config.inflight_area {
+            offered |= ProtocolFeatures::INFLIGHT_SHMFD;
+            if config.suspends {
+                offered |= ProtocolFeatures::GET_VRING_BASE_INFLIGHT;
+            }
+        }
         if !self.shared.config_space.lock().is_empty() {
             offered |= ProtocolFeatures::CONFIG;
         }
@@ -86,8 +93,19 @@ impl Session {
                 format!("protocol features {bits:#x}: {unoffered:#x} not offered"),
             ));
         }
+        let acked = ProtocolFeatures::from_bits_truncate(bits);
+        let suspends = acked.contains(ProtocolFeatures::GET_VRING_BASE_INFLIGHT);
+        if suspends && !acked.contains(ProtocolFeatures::INFLIGHT_SHMFD) {
+            return Err(Fault::refuse(
+                libc::EINVAL,
+                format!(
+                    "protocol features {bits:#x}: GET_VRING_BASE_INFLIGHT without INFLIGHT_SHMFD"
+                ),
+            ));
+        }
+        self.shared.set_suspends_inflight(suspends);
         let changed = bits != self.protocol_features.bits();
-        self.protocol_features = ProtocolFeatures::from_bits_truncate(bits);
+        self.protocol_features = acked;
         if changed && self.features_set {
             self.push_features();
         }

@@ -11,6 +11,7 @@ mod dirty_log;
 mod dispatch;
 mod features;
 mod housekeeping;
+mod inflight;
 mod memory;
 mod reset;
 mod teardown;
@@ -30,6 +31,7 @@ use crate::sync::Arc;
 use crate::transport::{Expect, Message, Transport, TransportError};
 
 use backend_channel::BackendChannel;
+use inflight::InflightArea;
 use vring::Vring;
 
 /// Why a connection ends.
@@ -64,6 +66,8 @@ pub(crate) struct Session {
     backend: Option<BackendChannel>,
     /// What SET_LOG_BASE brought; in use while the driver's features say so.
     log: Option<Arc<DirtyLog>>,
+    /// What SET_INFLIGHT_FD brought.
+    inflight: Option<InflightArea>,
     /// The device status that the front-end set; 0 after a reset.
     status: u8,
     /// A ring was started since the front-end last said SET_OWNER.
@@ -85,6 +89,7 @@ pub(crate) fn serve(shared: &Arc<Shared>, connection: OwnedFd) {
         protocol_features: ProtocolFeatures::empty(),
         backend: None,
         log: None,
+        inflight: None,
         status: 0,
         used_since_owner: false,
         pins_pending: false,

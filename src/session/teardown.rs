@@ -55,6 +55,7 @@ impl Session {
         self.unmap();
         self.shared.config_space.lock().reset();
         self.shared.set_acked_features(0);
+        self.shared.set_suspends_inflight(false);
         self.announce(errno, reason, deadline);
     }
 

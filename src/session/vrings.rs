@@ -348,6 +348,7 @@ impl Session {
                 event_idx: self.features & EVENT_IDX != 0,
                 big_endian: self.is_big_endian(vring),
             },
+            inflight: self.inflight.as_ref().and_then(|area| area.region(index)),
             kick,
         })
     }
@@ -405,7 +406,7 @@ impl Session {
             queue.forget_setup();
             let vring = &mut self.vrings[index];
             if vring.prepared {
-                vring.base = queue.last_avail();
+                vring.base = queue.next_avail();
                 vring.prepared = false;
                 self.shared.stream.push(Event::QueueStopped {
                     index: index as u32,

@@ -52,6 +52,23 @@ pub(crate) unsafe fn complete(
     Ok(())
 }
 
+/// Lets go of a slot whose element stays in flight, on any thread. An error leaves everything as it is.
+///
+/// # Safety
+/// As [`complete`].
+pub(crate) unsafe fn suspend(slot: *mut Slot) -> Result<()> {
+    // SAFETY: the caller's promise; a popped slot is stamped with its queue, which outlives it.
+    unsafe {
+        let queue = slot
+            .as_ref()
+            .and_then(|slot| slot.queue.cast::<Queue>().as_ref());
+        match queue {
+            Some(queue) => queue.suspend(slot),
+            None => Err(Error::invalid("element: NULL")),
+        }
+    }
+}
+
 /// Completes an element that its holder let go of, and counts that.
 ///
 /// # Safety
@@ -265,6 +282,24 @@ impl Element {
     /// with 0.
     pub fn complete(self, written: u32) -> Result<()> {
         self.finish(written, false)
+    }
+
+    /// Lets go of the element without completing it: it stays in flight, and whoever starts the ring next does it. Legal
+    /// while the front-end stops the ring ([`StopReason::VringBase`](crate::StopReason::VringBase), from
+    /// [`queue_stopping`](crate::Device::queue_stopping) until the drain is over) and takes it over with requests in
+    /// flight (GET_VRING_BASE_INFLIGHT; [`ServerBuilder::suspends`](crate::ServerBuilder::suspends)). Nothing of the request
+    /// may be going on any more.
+    ///
+    /// # Errors
+    /// With the element: `ENOTSUP` if the front-end does not; `EBUSY` while the ring is not being stopped.
+    pub fn suspend(self) -> std::result::Result<(), (Error, Self)> {
+        let slot = self.into_slot();
+        // SAFETY: the element was live, so its queue is.
+        let result = unsafe { suspend(slot) };
+        result.or_else(|error| match Element::from_slot(slot) {
+            Some(element) => Err((error, element)),
+            None => Ok(()),
+        })
     }
 
     pub(crate) fn finish(self, written: u32, stage: bool) -> Result<()> {

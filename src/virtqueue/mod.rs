@@ -3,7 +3,7 @@
 //! * [`vq`] the queue: what its owner, the internal thread and everybody else do with it
 //! * [`element`] what the application holds of a descriptor chain, and how it is completed
 //! * [`split`], [`used`] the two sides of a split ring, [`ring`], [`order`] of either byte order; [`slot`] where elements live; [`notify`] the fences
-//! * [`inflight`] counting and draining; [`kick`], [`signal`] the descriptors
+//! * [`inflight`] counting and draining; [`inflight_area`] what a successor finds; [`kick`], [`signal`] the descriptors
 
 #[cfg(not(loom))]
 pub(crate) mod areas;
@@ -14,6 +14,8 @@ mod chain;
 #[cfg(not(loom))]
 mod element;
 pub(crate) mod inflight;
+#[cfg(not(loom))]
+pub(crate) mod inflight_area;
 #[cfg(not(loom))]
 pub(crate) mod kick;
 pub(crate) mod notify;
@@ -47,6 +49,6 @@ pub use stats::VqStats;
 pub use vq::Virtqueue;
 #[cfg(not(loom))]
 pub(crate) use {
-    element::{complete, read_out, write_in},
+    element::{complete, read_out, suspend, write_in},
     vq::{Look, Queue, Setup},
 };

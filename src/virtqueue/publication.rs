@@ -4,6 +4,7 @@ use crate::memory::{DirtyLog, RegionTable};
 use crate::sync::Arc;
 
 use super::areas::SplitAreas;
+use super::inflight_area::Tracker;
 use super::slot::{Slot, SlotReturns};
 use super::split::SplitFeatures;
 use super::used::{UsedElem, UsedLog, UsedRing};
@@ -20,6 +21,8 @@ pub(super) struct Publication {
     log: Option<Arc<DirtyLog>>,
     /// Where what is written to the used ring is marked.
     used_log: Option<UsedLog>,
+    /// Keeps the in-flight area true, if there is one.
+    tracker: Option<Tracker>,
     /// Where other threads put slots back.
     returns: Option<Arc<SlotReturns>>,
 }
@@ -70,6 +73,8 @@ impl Publication {
     pub(super) fn retire(&mut self) -> Option<Arc<RegionTable>> {
         self.dead = true;
         self.used = None;
+        // What is in flight stays marked: it is the successor's.
+        self.tracker = None;
         self.set_log(None, None);
         self.table.take()
     }
@@ -77,6 +82,17 @@ impl Publication {
     /// A fresh ring takes the dead one's place.
     pub(super) fn revive(&mut self) {
         self.dead = false;
+    }
+
+    /// From here on what is in flight is marked in an area.
+    pub(super) fn track(&mut self, tracker: Tracker) {
+        if !self.dead {
+            self.tracker = Some(tracker);
+        }
+    }
+
+    pub(super) fn tracker(&mut self) -> Option<&mut Tracker> {
+        self.tracker.as_mut()
     }
 
     /// From here on, writes are marked in `log`, and those to the used ring as if that were at `used_base`.
@@ -97,7 +113,13 @@ impl Publication {
     /// Publishes a batch. True if the driver wants a notification; `None` if the ring is dead.
     pub(super) fn publish(&mut self, batch: &[UsedElem]) -> Option<bool> {
         let used = self.used.as_mut()?;
+        if let Some(tracker) = &mut self.tracker {
+            tracker.before_publication(batch);
+        }
         let notify = used.publish(batch);
+        if let Some(tracker) = &mut self.tracker {
+            tracker.after_publication(batch, used.next_index());
+        }
         if let Some(log) = &self.used_log {
             used.mark_published(log, batch.len());
         }

@@ -4,9 +4,10 @@ use super::areas::SplitAreas;
 use super::order::{Big, Little};
 use super::ring_error::RingError;
 use super::slot::{Slot, SlotPool, Stamp};
-use super::split::{NotNewest, SplitFeatures, SplitRing};
+use super::split::{NotNewest, RecoveredHeads, SplitFeatures, SplitRing};
 use super::used::UsedLog;
 use crate::memory::RegionTable;
+use crate::sync::Arc;
 
 /// See [`SplitRing`] for what each method does.
 pub(crate) enum Ring {
@@ -25,11 +26,11 @@ macro_rules! each {
 }
 
 impl Ring {
-    pub(crate) fn new(areas: SplitAreas, features: SplitFeatures, last_avail: u16) -> Ring {
+    pub(crate) fn new(areas: SplitAreas, features: SplitFeatures, popped: u64) -> Ring {
         if features.big_endian {
-            Ring::Big(SplitRing::new(areas, features, last_avail))
+            Ring::Big(SplitRing::new(areas, features, popped))
         } else {
-            Ring::Little(SplitRing::new(areas, features, last_avail))
+            Ring::Little(SplitRing::new(areas, features, popped))
         }
     }
 
@@ -37,8 +38,12 @@ impl Ring {
         each!(self, ring => ring.set_log(log));
     }
 
-    pub(crate) fn last_avail(&self) -> u16 {
-        each!(self, ring => ring.last_avail())
+    pub(crate) fn set_recovered(&mut self, list: Option<Arc<RecoveredHeads>>) {
+        each!(self, ring => ring.set_recovered(list));
+    }
+
+    pub(crate) fn popped(&self) -> u64 {
+        each!(self, ring => ring.popped())
     }
 
     #[inline]

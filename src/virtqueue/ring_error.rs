@@ -43,6 +43,8 @@ pub(crate) enum RingError {
     IndirectNext { head: u16, flags: u16 },
     /// An indirect table's length is zero, no multiple of 16, or beyond the limit.
     IndirectLen { head: u16, len: u32, limit: usize },
+    /// A field of the in-flight area has a value that no back-end writes.
+    InflightArea { field: &'static str, value: u16 },
     /// The queue's budget for long chains is spent.
     Budget { head: u16, buffers: usize },
     /// The system has no memory for more elements.
@@ -159,6 +161,9 @@ impl fmt::Display for RingError {
                 f,
                 "chain at head {head}: indirect table length {len} is not 1 to {limit} times 16"
             ),
+            RingError::InflightArea { field, value } => {
+                write!(f, "in-flight area: {field} {value}")
+            }
             RingError::Budget { head, buffers } => write!(
                 f,
                 "chain at head {head}: no memory left in the queue's budget for {buffers} buffers"

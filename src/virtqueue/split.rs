@@ -3,12 +3,12 @@
 use super::areas::SplitAreas;
 use super::chain::Reader;
 use super::notify;
-use super::order::Order;
+use super::order::{Big, Little, Order};
 use super::ring_error::RingError;
 use super::slot::{NoSlot, Slot, SlotPool, Stamp, state};
 use super::used::UsedLog;
 use crate::memory::{Cursor, Hint, RegionTable, Translate};
-use crate::sync::Ordering;
+use crate::sync::{Arc, AtomicU16, Ordering};
 
 /// The device wants no kicks (flags of the used ring; without `EVENT_IDX` only).
 const NO_NOTIFY: u16 = 1;
@@ -25,6 +25,37 @@ pub(crate) struct SplitFeatures {
     pub(crate) big_endian: bool,
 }
 
+/// Chains that a predecessor had in flight, to be popped before those in the available ring. They take the places of the
+/// last ones that it had popped there.
+#[derive(Debug)]
+pub(crate) struct RecoveredHeads {
+    /// How many chains had been popped before the first of them.
+    start: u64,
+    /// As in an available ring, in the ring's order of bytes.
+    heads: Vec<AtomicU16>,
+}
+
+impl RecoveredHeads {
+    pub(crate) fn new(start: u64, heads: &[u16], features: SplitFeatures) -> RecoveredHeads {
+        let entry = |&head: &u16| {
+            AtomicU16::new(if features.big_endian {
+                Big::u16(head)
+            } else {
+                Little::u16(head)
+            })
+        };
+        RecoveredHeads {
+            start,
+            heads: heads.iter().map(entry).collect(),
+        }
+    }
+
+    /// How many chains have been popped when all of them are.
+    pub(crate) fn end(&self) -> u64 {
+        self.start + self.heads.len() as u64
+    }
+}
+
 /// The elements given to [`SplitRing::unpop`] are not the newest ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotNewest;
@@ -36,6 +67,8 @@ pub(crate) struct SplitRing<O> {
     hint: Hint,
     /// Chains popped, counted from the first position: the low 16 bits are the next position to pop.
     popped: u64,
+    /// What comes before the available ring's own entries.
+    recovered: Option<Arc<RecoveredHeads>>,
     /// The available index up to which pop may go: loaded and checked.
     bound: u16,
     /// The available index as it was loaded last, by whomever.
@@ -49,15 +82,16 @@ pub(crate) struct SplitRing<O> {
 }
 
 impl<O: Order> SplitRing<O> {
-    /// The available side, to continue at position `last_avail`.
-    pub(crate) fn new(areas: SplitAreas, features: SplitFeatures, last_avail: u16) -> SplitRing<O> {
+    /// The available side, to continue where `popped` chains have been popped (see the field).
+    pub(crate) fn new(areas: SplitAreas, features: SplitFeatures, popped: u64) -> SplitRing<O> {
         SplitRing {
             reader: Reader::new(areas, features.indirect),
             event_idx: features.event_idx,
             hint: Hint::default(),
-            popped: last_avail.into(),
-            bound: last_avail,
-            seen: last_avail,
+            popped,
+            recovered: None,
+            bound: popped as u16,
+            seen: popped as u16,
             quiet: false,
             log: None,
             broken: None,
@@ -74,6 +108,16 @@ impl<O: Order> SplitRing<O> {
         if let Some(log) = &self.log {
             log.mark(offset, 2);
         }
+    }
+
+    /// The chains before the list's end are taken from it.
+    pub(crate) fn set_recovered(&mut self, list: Option<Arc<RecoveredHeads>>) {
+        self.recovered = list;
+    }
+
+    /// How many chains were popped: see the field.
+    pub(crate) fn popped(&self) -> u64 {
+        self.popped
     }
 
     /// The position of the next chain.
@@ -142,7 +186,16 @@ impl<O: Order> SplitRing<O> {
         let mut done = 0;
         while done < count {
             let round = &mut out[done..count];
-            let (popped, failed) = self.pop_round(translate, pool, stamp, round);
+            let areas = self.reader.areas;
+            let (popped, failed) = match self.recovered() {
+                None => {
+                    let heads = areas.avail_heads(self.last_avail());
+                    self.pop_round(heads, translate, pool, stamp, round)
+                }
+                Some((list, at)) => {
+                    self.pop_round(&list.heads[at..], translate, pool, stamp, round)
+                }
+            };
             self.popped += popped as u64;
             pool.take(popped);
             done += popped;
@@ -154,18 +207,26 @@ impl<O: Order> SplitRing<O> {
         Ok(done)
     }
 
-    /// Pops chains whose entries are in one piece in the available ring, into slots that are gathered. Says how many, and
-    /// what was wrong with the next one.
+    /// What a predecessor had in flight, as long as the next chain is one of those, and where in the list that is.
+    #[inline(always)]
+    fn recovered(&self) -> Option<(Arc<RecoveredHeads>, usize)> {
+        let list = self.recovered.as_ref()?;
+        let at = self.popped.wrapping_sub(list.start);
+        (at < list.heads.len() as u64).then(|| (list.clone(), at as usize))
+    }
+
+    /// Pops the chains at the first of `heads`, as many as there is room for, into slots that are gathered. Says how many,
+    /// and what was wrong with the next one.
     #[inline(always)]
     fn pop_round<T: Translate>(
         &mut self,
+        heads: &[AtomicU16],
         mut translate: T,
         pool: &mut SlotPool,
         stamp: Stamp,
         out: &mut [*mut Slot],
     ) -> (usize, Option<Box<RingError>>) {
         let areas = self.reader.areas;
-        let heads = areas.avail_heads(self.last_avail());
         let count = out.len().min(heads.len());
         let (heads, out) = (&heads[..count], &mut out[..count]);
         let (busy, free) = (pool.busy(), pool.gathered());

@@ -43,6 +43,7 @@ pub(crate) struct PublicationCounters {
     pub(crate) bytes_in: Counter,
     pub(crate) notifications: Counter,
     pub(crate) suppressed: Counter,
+    pub(crate) suspended: Counter,
 }
 
 /// What a queue has done since its server was made; counters only grow.
@@ -68,4 +69,6 @@ pub struct VqStats {
     pub dropped: u64,
     /// How often the ring broke.
     pub breaks: u64,
+    /// Elements that were left in flight for whoever starts the ring next.
+    pub suspended: u64,
 }

@@ -24,6 +24,11 @@ impl UsedElem {
         UsedElem(u64::from(head) | u64::from(len) << 32)
     }
 
+    /// The chain's head.
+    pub(crate) fn head(self) -> u16 {
+        self.0 as u16
+    }
+
     /// Bytes the device wrote.
     pub(crate) fn len(self) -> u32 {
         (self.0 >> 32) as u32
@@ -75,6 +80,19 @@ impl UsedRing {
             Big::u16(index)
         } else {
             Little::u16(index)
+        }
+    }
+
+    /// The head of the chain that was returned `n` chains before the one at `next`: what a ring that starts goes by. The
+    /// guest can write anything there.
+    pub(crate) fn read_head(areas: SplitAreas, features: SplitFeatures, next: u16, n: u16) -> u32 {
+        let [id, _] = areas.used_entry(next.wrapping_sub(1).wrapping_sub(n));
+        // Relaxed: as above.
+        let id = id.load(Ordering::Relaxed);
+        if features.big_endian {
+            Big::u32(id)
+        } else {
+            Little::u32(id)
         }
     }
 

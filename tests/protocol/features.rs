@@ -32,6 +32,7 @@ fn what_is_offered() {
                 | protocol_feature::BACKEND_REQ
                 | protocol_feature::CROSS_ENDIAN
                 | protocol_feature::CONFIG
+                | protocol_feature::INFLIGHT_SHMFD
                 | protocol_feature::RESET_DEVICE
                 | protocol_feature::CONFIGURE_MEM_SLOTS
                 | protocol_feature::STATUS;

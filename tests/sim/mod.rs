@@ -22,6 +22,7 @@ pub mod echo;
 pub mod error;
 pub mod eventfd;
 pub mod frontend;
+pub mod inflight;
 pub mod memory;
 pub mod process;
 pub mod requests;

@@ -9,6 +9,7 @@ use super::backend_channel::BackendChannel;
 use super::driver::SplitDriver;
 use super::error::Result;
 use super::frontend::{Frontend, TIMEOUT};
+use super::inflight::Inflight;
 use super::memory::{GuestMemory, Region, RegionSpec};
 use super::wire::{feature, protocol_feature};
 use std::os::fd::AsRawFd;
@@ -28,6 +29,7 @@ pub struct SessionBuilder {
     protocol_features: u64,
     regions: Vec<RegionSpec>,
     mem_slots: bool,
+    inflight: bool,
     start: bool,
     kick_fd: bool,
     call_fd: bool,
@@ -53,6 +55,7 @@ impl Default for SessionBuilder {
                 | protocol_feature::STATUS,
             regions: vec![RegionSpec::new(0, 64 << 20)],
             mem_slots: false,
+            inflight: false,
             start: true,
             kick_fd: true,
             call_fd: true,
@@ -105,6 +108,12 @@ impl SessionBuilder {
         self
     }
 
+    /// Keeps an in-flight area for the back-end, over reconnects too.
+    pub fn inflight(mut self) -> Self {
+        self.inflight = true;
+        self.protocol_features(protocol_feature::INFLIGHT_SHMFD)
+    }
+
     /// Negotiates and maps, and leaves the rings alone.
     pub fn not_started(mut self) -> Self {
         self.start = false;
@@ -149,6 +158,7 @@ impl SessionBuilder {
             features: 0,
             protocol_features: 0,
             backend: None,
+            inflight: None,
             bases: vec![0; self.queues.into()],
             plan: self,
         };
@@ -174,6 +184,8 @@ pub struct Session {
     pub protocol_features: u64,
     /// Our end of the back-end's channel, if BACKEND_REQ was negotiated.
     pub backend: Option<BackendChannel>,
+    /// What the back-end keeps of its requests in flight.
+    pub inflight: Option<Inflight>,
     /// By queue: where the ring goes on at its next start.
     pub bases: Vec<u32>,
     plan: SessionBuilder,
@@ -220,6 +232,15 @@ impl Session {
             None
         };
         self.announce_memory(&frontend)?;
+        if self.plan.inflight {
+            if self.inflight.is_none() {
+                let (queues, size) = (self.plan.queues, self.plan.queue_size);
+                self.inflight = Some(frontend.get_inflight_fd(queues, size)?);
+            }
+            self.inflight
+                .iter()
+                .try_for_each(|area| frontend.set_inflight_fd(area))?;
+        }
         self.frontend = Some(frontend);
         Ok(())
     }

@@ -95,6 +95,7 @@ pub mod protocol_feature {
     pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
     pub const STATUS: u64 = 1 << 16;
     pub const XEN_MMAP: u64 = 1 << 17;
+    pub const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
 }
 
 const NAMES: [&str; 44] = [
@@ -253,6 +254,17 @@ pub fn config(offset: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
 /// The u32 at `offset`, which the caller knows to be inside.
 pub fn log(size: u64, offset: u64) -> Vec<u8> {
     [size.to_ne_bytes(), offset.to_ne_bytes()].concat()
+}
+
+pub fn inflight(size: u64, offset: u64, queues: u16, queue_size: u16) -> Vec<u8> {
+    [
+        &size.to_ne_bytes()[..],
+        &offset.to_ne_bytes(),
+        &queues.to_ne_bytes(),
+        &queue_size.to_ne_bytes(),
+        &[0; 4],
+    ]
+    .concat()
 }
 
 pub fn u32_at(bytes: &[u8], offset: usize) -> u32 {

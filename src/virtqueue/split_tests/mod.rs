@@ -106,7 +106,7 @@ impl Rig {
         .expect("areas");
         let rig = Rig {
             areas,
-            ring: SplitRing::<Little>::new(areas, features, start),
+            ring: SplitRing::<Little>::new(areas, features, start.into()),
             used: UsedRing::new(areas, features, start),
             pool: SlotPool::new(size, 40),
             table,

@@ -1,7 +1,7 @@
 //! A virtqueue: its owner's private half, the shared half, and what each side does with them.
 //!
 //! * [`set_up`] the internal thread's side; [`owned`] the owner's
-//! * [`pop`], [`publish`] the data path; [`epoch`] what is in flight and what it pins; [`dirty`] what it wrote
+//! * [`pop`], [`publish`] the data path; [`epoch`] what is in flight and what it pins; [`dirty`] what it wrote; [`recover`] what a predecessor left
 //! * [`lent`] the queue as a Rust device sees it
 
 mod dirty;
@@ -10,6 +10,7 @@ mod lent;
 mod owned;
 mod pop;
 mod publish;
+mod recover;
 mod set_up;
 
 use std::cell::UnsafeCell;
@@ -25,12 +26,13 @@ use crate::sync::{
 };
 
 use super::inflight::Gate;
+use super::inflight_area::InflightRegion;
 use super::kick::KickSource;
 use super::publication::Publication;
 use super::ring::Ring;
 use super::signal::SignalFd;
 use super::slot::SlotPool;
-use super::split::SplitFeatures;
+use super::split::{RecoveredHeads, SplitFeatures};
 use super::staged::Staged;
 use super::stats::{Counter, OwnerCounters, PublicationCounters, VqStats};
 use epoch::Epoch;
@@ -49,6 +51,8 @@ pub(crate) struct Setup {
     pub(crate) avail: u64,
     pub(crate) used: u64,
     pub(crate) features: SplitFeatures,
+    /// Where what is in flight is marked, if the front-end wants that.
+    pub(crate) inflight: Option<InflightRegion>,
     pub(crate) kick: Arc<KickSource>,
 }
 /// The owner's half. Only the thread that owns the queue reaches it.
@@ -62,6 +66,8 @@ struct Private {
     incarnation: u64,
     /// The generation of the table over which completions have nothing to mark; 0 while a dirty log is on.
     unlogged: u64,
+    /// What is popped is marked in the in-flight area.
+    tracked: bool,
     /// The current epoch; counted by `popped - completed` until it is folded.
     epoch: *const Epoch,
     popped: u64,
@@ -111,8 +117,10 @@ pub(crate) struct Queue {
     pub(crate) call: SignalFd,
     pub(crate) err: SignalFd,
     enabled: AtomicBool,
-    /// Where the next pop begins, as of the last hand-over.
-    last_avail: AtomicU32,
+    /// How many chains were popped, as of the last hand-over: the low 16 bits are the position in the available ring.
+    popped: AtomicU64,
+    /// What a predecessor had in flight.
+    recovered: Mutex<Option<Arc<RecoveredHeads>>>,
     stop_reason: AtomicU32,
     failure: Mutex<Option<Error>>,
     broken: AtomicBool,
@@ -146,6 +154,7 @@ impl Queue {
                 setup: None,
                 incarnation: 0,
                 unlogged: 0,
+                tracked: false,
                 epoch: std::ptr::null(),
                 popped: 0,
                 completed: 0,
@@ -165,7 +174,8 @@ impl Queue {
             call: SignalFd::new(),
             err: SignalFd::new(),
             enabled: AtomicBool::new(false),
-            last_avail: AtomicU32::new(0),
+            popped: AtomicU64::new(0),
+            recovered: Mutex::new(None),
             stop_reason: AtomicU32::new(StopReason::Reconfigured as u32),
             failure: Mutex::new(None),
             broken: AtomicBool::new(false),
@@ -256,6 +266,7 @@ impl Queue {
 
     pub(crate) fn stats(&self) -> VqStats {
         let completions = self.publications.completions.get();
+        let suspended = self.publications.suspended.get();
         let pops = self
             .counters
             .pops
@@ -269,9 +280,10 @@ impl Queue {
             kicks: self.counters.kicks.get(),
             notifications: self.publications.notifications.get(),
             notifications_suppressed: self.publications.suppressed.get(),
-            inflight: pops.saturating_sub(completions),
+            inflight: pops.saturating_sub(completions + suspended),
             dropped: self.dropped.get(),
             breaks: self.breaks.get(),
+            suspended,
         }
     }
 

@@ -45,9 +45,10 @@ impl Queue {
                 private.incarnation = setup.incarnation;
                 // Never more than the ring has entries, whatever the guest makes available.
                 private.staged.set_limit(setup.size.into());
+                self.recover(&setup, &table)?;
             }
             private.setup = Some(setup.clone());
-            self.place(private, &setup, table, self.last_avail())
+            self.place(private, &setup, table, self.popped())
                 .map(|()| setup.kick)
         });
         self.bracket.leave();
@@ -78,22 +79,26 @@ impl Queue {
         private: &mut Private,
         setup: &Setup,
         table: Arc<RegionTable>,
-        last_avail: u16,
+        popped: u64,
     ) -> Result<()> {
         let areas = resolve(setup, &table, self.index)?;
         let Some(pool) = private.pool.as_ref() else {
             return Err(Error::invalid("a queue without slots"));
         };
         // The areas are good as long as `table`, which `private.table` keeps.
-        let mut ring = Ring::new(areas, setup.features, last_avail);
+        let mut ring = Ring::new(areas, setup.features, popped);
+        ring.set_recovered(self.recovered.lock().clone());
         ring.set_log(self.used_log(&table));
-        self.publication.lock().place(
+        let mut publication = self.publication.lock();
+        publication.place(
             areas,
             setup.features,
             table.clone(),
             self.used_log_base(),
             pool.returns().clone(),
         );
+        private.tracked = publication.tracker().is_some();
+        drop(publication);
         self.pinned.store(table.generation(), Ordering::Relaxed);
         private.ring = Some(ring);
         private.table = Some(table.clone());
@@ -133,8 +138,7 @@ impl Queue {
         self.with_private(|private| {
             self.flush_private(private);
             if let Some(ring) = private.ring.take() {
-                self.last_avail
-                    .store(u32::from(ring.last_avail()), Ordering::Release);
+                self.popped.store(ring.popped(), Ordering::Release);
             }
             let epoch = std::mem::replace(&mut private.epoch, std::ptr::null());
             Self::fold(epoch, private.popped - private.completed);
@@ -160,16 +164,15 @@ impl Queue {
             return Ok(());
         };
         self.flush_private(private);
-        let last_avail = ring.last_avail();
-        self.last_avail
-            .store(u32::from(last_avail), Ordering::Release);
+        let popped = ring.popped();
+        self.popped.store(popped, Ordering::Release);
         // The epoch holds the strong reference that a new one is made from.
         let Some(this) = self.this(private) else {
             return Ok(());
         };
         // The next epoch begins before the old one ends, so the gate does not pass through zero.
         let (old, balance) = (private.epoch, private.popped - private.completed);
-        let placed = this.place(private, &setup, table.clone(), last_avail);
+        let placed = this.place(private, &setup, table.clone(), popped);
         match placed {
             Ok(()) => Self::fold(old, balance),
             // The old epoch is still the current one.

@@ -41,6 +41,9 @@ impl Queue {
             }
             Ok(n) => {
                 private.popped += n as u64;
+                if private.tracked {
+                    self.mark_popped(&out[..n]);
+                }
                 self.counters.pops.add(n as u64);
                 Ok(n)
             }
@@ -139,6 +142,9 @@ impl Queue {
         // SAFETY: the slots are this queue's and live; the ring checks that they are the newest.
         unsafe { ring.unpop(pool, slots) }.map_err(|_| libc::EINVAL)?;
         self.counters.unpops.add(slots.len() as u64);
+        if private.tracked {
+            self.mark_unpopped(slots);
+        }
         for epoch in epochs {
             if epoch == private.epoch {
                 private.completed += 1;

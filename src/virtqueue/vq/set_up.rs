@@ -20,7 +20,8 @@ impl Queue {
             setup.incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed) + 1;
             self.broken.store(false, Ordering::Release);
             *self.failure.lock() = None;
-            self.last_avail.store(u32::from(base), Ordering::Release);
+            self.popped.store(u64::from(base), Ordering::Release);
+            *self.recovered.lock() = None;
             self.publication.lock().revive();
             self.gate.reopen();
         }
@@ -70,9 +71,21 @@ impl Queue {
         }
     }
 
-    /// Where the driver's next buffer is; exact while the queue is INTERNAL.
-    pub(crate) fn last_avail(&self) -> u16 {
-        self.last_avail.load(Ordering::Acquire) as u16
+    /// Where the driver's next buffer is; exact while the queue is INTERNAL. What a predecessor had in flight lies before
+    /// that, popped again by now or not.
+    pub(crate) fn next_avail(&self) -> u16 {
+        let end = self.recovered.lock().as_ref().map_or(0, |list| list.end());
+        self.popped().max(end) as u16
+    }
+
+    /// How many chains were popped; exact while the queue is INTERNAL.
+    pub(super) fn popped(&self) -> u64 {
+        self.popped.load(Ordering::Acquire)
+    }
+
+    /// The front-end is stopping the ring.
+    pub(super) fn is_stopping_for_base(&self) -> bool {
+        self.stop_reason.load(Ordering::Acquire) == StopReason::VringBase as u32
     }
 
     pub(crate) fn set_stop_reason(&self, reason: StopReason) {
