@@ -35,7 +35,10 @@ AT(vu_device_ops, ring_broken, 80);
 AT(vu_device_ops, orphaned, 88);
 AT(vu_device_ops, stopped, 96);
 AT(vu_device_ops, destroy, 104);
-SIZE(vu_device_ops, 112);
+AT(vu_device_ops, send_rarp, 112);
+AT(vu_device_ops, net_set_mtu, 120);
+AT(vu_device_ops, shared_object, 128);
+SIZE(vu_device_ops, 136);
 
 AT(vu_server_config, struct_size, 0);
 AT(vu_server_config, name, 8);

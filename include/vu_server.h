@@ -526,6 +526,14 @@ typedef struct vu_server_config {
  * before a queue is started all that precede it have been delivered. While the
  * server is detached none is called; they are delivered later.
  *
+ * The functions after `destroy` answer requests of the front-end. One that is
+ * NULL is not implemented: its protocol feature is not offered. They return 0
+ * or -errno, which refuses the request: the front-end is told, or, where the
+ * protocol has no way to tell it, the connection ends. While the server is
+ * detached the front-end waits for its answer; a connection that ends
+ * meanwhile takes the question with it. What they put out through a pointer
+ * counts only if they return 0.
+ *
  * A function must return: no longjmp() and no C++ exception may pass through
  * the library.
  */
@@ -607,6 +615,24 @@ typedef struct vu_device_ops {
      * is called after it.
      */
     void (*destroy)(void *dev);
+    /**
+     * Broadcast a fake RARP for the guest with this MAC address, so that the
+     * network learns where it is after a migration (SEND_RARP). Returns 0 or
+     * -errno, of which a front-end that does not wait learns nothing.
+     */
+    int (*send_rarp)(void *dev, const uint8_t *mac);
+    /**
+     * The host's MTU, 68 to 65535, which the driver sees (NET_SET_MTU).
+     * Returns 0, or -errno if it does not suit the device.
+     */
+    int (*net_set_mtu)(void *dev, uint32_t mtu);
+    /**
+     * The dma-buf of an object that this device has exported, by its UUID of
+     * 16 bytes in network byte order (GET_SHARED_OBJECT). Returns 0, with a
+     * descriptor in `fd` that the library takes and closes, or -errno if there
+     * is no such object.
+     */
+    int (*shared_object)(void *dev, const uint8_t *uuid, int *fd);
 } vu_device_ops;
 
 /**

@@ -98,6 +98,8 @@ mod memory;
 #[allow(missing_docs)]
 pub mod protocol;
 #[cfg(not(loom))]
+mod question;
+#[cfg(not(loom))]
 mod server;
 #[cfg(not(loom))]
 mod session;
@@ -118,7 +120,7 @@ mod virtqueue;
 #[cfg(not(loom))]
 pub use crate::{
     context::{Context, EventLoop, Watch},
-    device::{Device, Kick, StopReason},
+    device::{Capabilities, Device, Kick, StopReason},
     error::{Error, Result},
     listener::Address,
     log::{Level, LogFn},

@@ -8,7 +8,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::callback;
 use crate::config_space::ConfigSpace;
-use crate::device::Device;
+use crate::device::{Capabilities, Device};
 use crate::error::{Error, Result};
 use crate::lifecycle::Lifecycle;
 use crate::log::Logger;
@@ -89,6 +89,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) logger: Logger,
     device: Box<dyn Device>,
+    /// What the device said when the server was built.
+    pub(crate) capabilities: Capabilities,
     /// The handle is gone: the internal thread frees the server when it is down.
     abandoned: AtomicBool,
     /// Set when the server is freed: no callback after it.
@@ -130,9 +132,11 @@ impl Shared {
         device: Box<dyn Device>,
         internal: Doorbell,
     ) -> Arc<Self> {
+        let capabilities = device.capabilities();
         let shared = Arc::new(Shared {
             config,
             logger,
+            capabilities,
             device,
             abandoned: AtomicBool::new(false),
             destroyed: AtomicBool::new(false),

@@ -26,6 +26,8 @@ mod framing;
 mod memory;
 #[path = "protocol/memory_slots.rs"]
 mod memory_slots;
+#[path = "protocol/questions.rs"]
+mod questions;
 #[path = "protocol/replies.rs"]
 mod replies;
 #[path = "protocol/reset.rs"]

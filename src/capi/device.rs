@@ -1,8 +1,9 @@
 //! `vu_device_ops`: what an application implements.
 
 use std::ffi::{c_char, c_int, c_void};
+use std::os::fd::{FromRawFd, OwnedFd};
 
-use crate::device::{Device, Kick, StopReason};
+use crate::device::{Capabilities, Device, Kick, StopReason};
 use crate::error::{Error, Result};
 use crate::sync::Arc;
 use crate::virtqueue::Virtqueue;
@@ -55,6 +56,14 @@ const _: () = {
 /// home context for the others. The ones of the home context come in order, and
 /// before a queue is started all that precede it have been delivered. While the
 /// server is detached none is called; they are delivered later.
+///
+/// The functions after `destroy` answer requests of the front-end. One that is
+/// NULL is not implemented: its protocol feature is not offered. They return 0
+/// or -errno, which refuses the request: the front-end is told, or, where the
+/// protocol has no way to tell it, the connection ends. While the server is
+/// detached the front-end waits for its answer; a connection that ends
+/// meanwhile takes the question with it. What they put out through a pointer
+/// counts only if they return 0.
 ///
 /// A function must return: no longjmp() and no C++ exception may pass through
 /// the library.
@@ -109,9 +118,22 @@ pub struct vu_device_ops {
     /// if that fails after it could read this structure. Nothing of the device
     /// is called after it.
     pub destroy: Option<unsafe extern "C" fn(dev: *mut c_void)>,
+    /// Broadcast a fake RARP for the guest with this MAC address, so that the
+    /// network learns where it is after a migration (SEND_RARP). Returns 0 or
+    /// -errno, of which a front-end that does not wait learns nothing.
+    pub send_rarp: Option<unsafe extern "C" fn(dev: *mut c_void, mac: *const u8) -> c_int>,
+    /// The host's MTU, 68 to 65535, which the driver sees (NET_SET_MTU).
+    /// Returns 0, or -errno if it does not suit the device.
+    pub net_set_mtu: Option<unsafe extern "C" fn(dev: *mut c_void, mtu: u32) -> c_int>,
+    /// The dma-buf of an object that this device has exported, by its UUID of
+    /// 16 bytes in network byte order (GET_SHARED_OBJECT). Returns 0, with a
+    /// descriptor in `fd` that the library takes and closes, or -errno if there
+    /// is no such object.
+    pub shared_object:
+        Option<unsafe extern "C" fn(dev: *mut c_void, uuid: *const u8, fd: *mut c_int) -> c_int>,
 }
 
-const _: () = assert!(size_of::<vu_device_ops>() == 14 * 8);
+const _: () = assert!(size_of::<vu_device_ops>() == 17 * 8);
 
 // SAFETY: repr(C), begins with its size, functions may be NULL.
 unsafe impl Extensible for vu_device_ops {
@@ -147,9 +169,50 @@ fn pointer(vq: &Virtqueue<'_>) -> *mut vu_vq {
     Arc::as_ptr(vq.queue()).cast_mut().cast()
 }
 
+/// Calls a function that answers 0 or -errno.
+fn answer<F>(name: &str, f: Option<F>, call: impl FnOnce(F) -> c_int) -> Result<()> {
+    let Some(f) = f else {
+        return Err(Error::new(libc::EOPNOTSUPP, format!("ops.{name}: NULL")));
+    };
+    match call(f) {
+        0 => Ok(()),
+        errno @ ..0 => Err(Error::new(
+            errno.saturating_neg(),
+            format!(
+                "{name}: {}",
+                nix::errno::Errno::from_raw(errno.saturating_neg()).desc()
+            ),
+        )),
+        other => Err(Error::invalid(format!(
+            "{name} returned {other}, which is neither 0 nor -errno"
+        ))),
+    }
+}
+
+/// Takes a descriptor that a function has put out.
+fn take_fd(name: &str, fd: c_int) -> Result<OwnedFd> {
+    if fd < 0 {
+        return Err(Error::new(libc::EBADF, format!("{name}: descriptor {fd}")));
+    }
+    // SAFETY: the header says that it becomes the library's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 // In each `unsafe` below the application's own function gets its own data back, and queues and strings that
 // outlive the call.
 impl Device for CDevice {
+    fn capabilities(&self) -> Capabilities {
+        let ops = &self.ops;
+        [
+            (ops.send_rarp.is_some(), Capabilities::RARP),
+            (ops.net_set_mtu.is_some(), Capabilities::MTU),
+            (ops.shared_object.is_some(), Capabilities::SHARED_OBJECT),
+        ]
+        .into_iter()
+        .filter_map(|(implemented, capability)| implemented.then_some(capability))
+        .collect()
+    }
+
     fn kick(&self, vq: &mut Virtqueue<'_>) -> Kick {
         let Some(f) = self.ops.kick else {
             return Kick::Done;
@@ -236,6 +299,29 @@ impl Device for CDevice {
             // SAFETY: see above.
             unsafe { f(self.dev, index) };
         }
+    }
+
+    fn send_rarp(&self, mac: [u8; 6]) -> Result<()> {
+        answer("send_rarp", self.ops.send_rarp, |f| {
+            // SAFETY: see above.
+            unsafe { f(self.dev, mac.as_ptr()) }
+        })
+    }
+
+    fn net_set_mtu(&self, mtu: u16) -> Result<()> {
+        answer("net_set_mtu", self.ops.net_set_mtu, |f| {
+            // SAFETY: see above.
+            unsafe { f(self.dev, mtu.into()) }
+        })
+    }
+
+    fn shared_object(&self, uuid: [u8; 16]) -> Result<OwnedFd> {
+        let mut fd = -1;
+        answer("shared_object", self.ops.shared_object, |f| {
+            // SAFETY: see above.
+            unsafe { f(self.dev, uuid.as_ptr(), &raw mut fd) }
+        })?;
+        take_fd("shared_object", fd)
     }
 
     fn stopped(&self) {

@@ -391,7 +391,7 @@ impl ContextCore {
 }
 
 fn deliver_event(server: &Arc<Shared>, event: Event) {
-    if event == Event::Stopped {
+    if matches!(event, Event::Stopped) {
         return server.call_stopped();
     }
     server.call(|device| match event {
@@ -402,6 +402,7 @@ fn deliver_event(server: &Arc<Shared>, event: Event) {
         } => device.features_acked(features, protocol_features),
         Event::ConfigWritten { offset, size } => device.config_written(offset, size),
         Event::Reset => device.reset(),
+        Event::Asked(question) => question.put(device),
         Event::QueueStopped { index } => device.queue_stopped(index),
         Event::RingBroken {
             index,

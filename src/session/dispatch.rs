@@ -1,5 +1,7 @@
 //! From a message to its reply: the checks that need no handler, the handler, the form of the answer.
 
+use std::os::fd::OwnedFd;
+
 use crate::error::Error;
 use crate::protocol::features::ProtocolFeatures;
 use crate::protocol::messages::{DecodeError, encode_u64};
@@ -15,6 +17,8 @@ pub(super) enum Answer {
     Done,
     /// The request's own reply.
     Reply(Vec<u8>),
+    /// The same, with descriptors.
+    ReplyWithFds(Vec<u8>, Vec<OwnedFd>),
 }
 
 impl Answer {
@@ -79,6 +83,8 @@ const HANDLERS: &[(u32, Handler)] = &[
     (id::SET_PROTOCOL_FEATURES, Session::set_protocol_features),
     (id::GET_QUEUE_NUM, Session::get_queue_num),
     (id::SET_VRING_ENABLE, Session::set_vring_enable),
+    (id::SEND_RARP, Session::send_rarp),
+    (id::NET_SET_MTU, Session::net_set_mtu),
     (id::SET_BACKEND_REQ_FD, Session::set_backend_req_fd),
     (id::GET_CONFIG, Session::get_config),
     (id::SET_CONFIG, Session::set_config),
@@ -88,6 +94,7 @@ const HANDLERS: &[(u32, Handler)] = &[
     (id::REM_MEM_REG, Session::rem_mem_reg),
     (id::SET_STATUS, Session::set_status),
     (id::GET_STATUS, Session::get_status),
+    (id::GET_SHARED_OBJECT, Session::get_shared_object),
 ];
 
 fn handler(id: u32) -> Option<Handler> {
@@ -102,8 +109,7 @@ impl Session {
     pub(super) fn dispatch(&mut self, mut message: Message) -> Result<Option<Message>, End> {
         let header = message.header;
         let request = header.request;
-        let wants_ack =
-            header.need_reply() && self.protocol_features.contains(ProtocolFeatures::REPLY_ACK);
+        let wants_ack = self.wants_ack(&message);
         self.shared.logger.debug(format_args!(
             "{} ({request}), {} bytes, {} descriptors{}",
             requests::request_name(request),
@@ -118,6 +124,7 @@ impl Session {
         let spec = requests::lookup(request);
         match self.try_handle(spec, &mut message) {
             Ok(Answer::Reply(body)) => Ok(Some(Message::reply(request, body, Vec::new()))),
+            Ok(Answer::ReplyWithFds(body, fds)) => Ok(Some(Message::reply(request, body, fds))),
             Ok(Answer::Done) if wants_ack => Ok(Some(ack(request, 0))),
             Ok(Answer::Done) => Ok(None),
             Err(Fault::End(end)) => Err(end),
@@ -136,6 +143,11 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// The front-end asked for an acknowledgement, and may.
+    pub(super) fn wants_ack(&self, message: &Message) -> bool {
+        message.header.need_reply() && self.protocol_features.contains(ProtocolFeatures::REPLY_ACK)
     }
 
     fn try_handle(&mut self, spec: Option<&RequestSpec>, message: &mut Message) -> Handled {

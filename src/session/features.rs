@@ -1,5 +1,6 @@
 //! Features, owner and status.
 
+use crate::device::Capabilities;
 use crate::protocol::features::{F_LOG_ALL, F_PROTOCOL_FEATURES, ProtocolFeatures};
 use crate::protocol::messages::{decode_status, decode_u64};
 use crate::stream::Event;
@@ -21,6 +22,15 @@ impl Session {
             | ProtocolFeatures::RESET_DEVICE
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS
             | ProtocolFeatures::STATUS;
+        for (capability, feature) in [
+            (Capabilities::RARP, ProtocolFeatures::RARP),
+            (Capabilities::MTU, ProtocolFeatures::MTU),
+            (Capabilities::SHARED_OBJECT, ProtocolFeatures::SHARED_OBJECT),
+        ] {
+            if self.shared.capabilities.contains(capability) {
+                offered |= feature;
+            }
+        }
         if !self.shared.config_space.lock().is_empty() {
             offered |= ProtocolFeatures::CONFIG;
         }

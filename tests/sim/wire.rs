@@ -84,7 +84,9 @@ pub mod feature {
 pub mod protocol_feature {
     pub const MQ: u64 = 1 << 0;
     pub const LOG_SHMFD: u64 = 1 << 1;
+    pub const RARP: u64 = 1 << 2;
     pub const REPLY_ACK: u64 = 1 << 3;
+    pub const MTU: u64 = 1 << 4;
     pub const BACKEND_REQ: u64 = 1 << 5;
     pub const CONFIG: u64 = 1 << 9;
     pub const BACKEND_SEND_FD: u64 = 1 << 10;
@@ -94,6 +96,7 @@ pub mod protocol_feature {
     pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
     pub const STATUS: u64 = 1 << 16;
     pub const XEN_MMAP: u64 = 1 << 17;
+    pub const SHARED_OBJECT: u64 = 1 << 18;
 }
 
 const NAMES: [&str; 44] = [

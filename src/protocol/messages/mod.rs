@@ -9,6 +9,8 @@ mod config;
 mod iotlb;
 mod memory;
 mod migration;
+mod net;
+mod object;
 mod vring;
 
 pub use codec::{DecodeError, decode_u64, encode_u64};
@@ -19,7 +21,6 @@ pub use memory::{
     is_postcopy_marker,
 };
 pub use migration::{DeviceStateTransfer, Inflight, Log};
+pub use net::{decode_mac, decode_mtu};
+pub use object::{UUID_SIZE, decode_uuid};
 pub use vring::{VringAddr, VringFd, VringState};
-
-/// Bytes of the body that names a shared object.
-pub const UUID_SIZE: usize = 16;
