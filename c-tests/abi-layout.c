@@ -64,7 +64,10 @@ SIZE(vu_server_config, 128);
 AT(vu_server_stats, connections, 8);
 AT(vu_server_stats, memory_regions, 64);
 AT(vu_server_stats, messages_by_type, 72);
-SIZE(vu_server_stats, 584);
+AT(vu_server_stats, unlogged_pages, 584);
+AT(vu_server_stats, backend_requests, 592);
+AT(vu_server_stats, backend_failures, 600);
+SIZE(vu_server_stats, 608);
 
 AT(vu_vq_stats, pops, 8);
 AT(vu_vq_stats, inflight, 64);

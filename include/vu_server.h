@@ -686,6 +686,15 @@ typedef struct vu_server_stats {
      * dirty log has no bit.
      */
     uint64_t unlogged_pages;
+    /**
+     * Requests sent to the front-end on the back-end channel.
+     */
+    uint64_t backend_requests;
+    /**
+     * Of the requests to the front-end that somebody waited for, those that
+     * were refused, not answered in time, or cancelled.
+     */
+    uint64_t backend_failures;
 } vu_server_stats;
 
 /**

@@ -94,6 +94,8 @@ mod log;
 #[allow(unsafe_code)]
 mod memory;
 #[cfg(not(loom))]
+mod outbox;
+#[cfg(not(loom))]
 #[doc(hidden)]
 #[allow(missing_docs)]
 pub mod protocol;
@@ -124,7 +126,7 @@ pub use crate::{
     error::{Error, Result},
     listener::Address,
     log::{Level, LogFn},
-    server::{Server, ServerBuilder},
+    server::{Server, ServerBuilder, ShmemMapping},
     stats::{MESSAGE_TYPES, ServerStats},
     virtqueue::{Element, GuestSlice, Virtqueue, VqStats},
 };

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use crate::context::owner::OwnerWord;
+use crate::outbox::Finished;
 use crate::question::Question;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
@@ -23,6 +24,9 @@ pub(crate) enum Event {
     Reset,
     /// The internal thread waits for the answer, so there is one at a time.
     Asked(Question),
+    /// A request to the front-end has come to its end. There are no more of them than may be awaited, and none
+    /// is lost: who asked is told.
+    Completed(Finished),
     QueueStopped {
         index: u32,
     },
@@ -48,7 +52,8 @@ impl Event {
             (Event::QueueStopped { index: a }, Event::QueueStopped { index: b })
             | (Event::RingBroken { index: a, .. }, Event::RingBroken { index: b, .. })
             | (Event::Orphaned { index: a }, Event::Orphaned { index: b }) => a == b,
-            (Event::ConfigWritten { .. }, Event::ConfigWritten { .. }) => false,
+            (Event::ConfigWritten { .. }, Event::ConfigWritten { .. })
+            | (Event::Completed(_), Event::Completed(_)) => false,
             _ => std::mem::discriminant(self) == std::mem::discriminant(earlier),
         }
     }
@@ -172,14 +177,29 @@ impl Stream {
         unseen
     }
 
-    /// The server is down: what is undelivered is dropped.
+    /// The server is down: what is undelivered is dropped, but for what becomes of requests to the front-end:
+    /// that waits for the next start, or the end.
     pub(crate) fn clear(&self) {
         let mut pending = self.pending.lock();
         self.drop_all(&mut pending);
     }
 
+    /// The server is being freed.
+    pub(crate) fn take_finished(&self) -> Vec<Finished> {
+        let events = std::mem::take(&mut self.pending.lock().events);
+        events
+            .into_iter()
+            .filter_map(|(_, event)| match event {
+                Event::Completed(finished) => Some(finished),
+                _ => None,
+            })
+            .collect()
+    }
+
     fn drop_all(&self, pending: &mut Pending) {
-        pending.events.clear();
+        pending
+            .events
+            .retain(|(_, event)| matches!(event, Event::Completed(_)));
         self.delivered.store(pending.pushed, Ordering::Release);
     }
 }

@@ -12,6 +12,10 @@ mod rig;
 
 #[path = "protocol/backend.rs"]
 mod backend;
+#[path = "protocol/channel.rs"]
+mod channel;
+#[path = "protocol/channel_answers.rs"]
+mod channel_answers;
 #[path = "protocol/config.rs"]
 mod config;
 #[path = "protocol/descriptors.rs"]

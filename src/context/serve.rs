@@ -391,9 +391,11 @@ impl ContextCore {
 }
 
 fn deliver_event(server: &Arc<Shared>, event: Event) {
-    if matches!(event, Event::Stopped) {
-        return server.call_stopped();
-    }
+    let event = match event {
+        Event::Stopped => return server.call_stopped(),
+        Event::Completed(finished) => return server.tell(finished),
+        event => event,
+    };
     server.call(|device| match event {
         Event::Connected => device.connected(),
         Event::FeaturesAcked {
@@ -412,6 +414,6 @@ fn deliver_event(server: &Arc<Shared>, event: Event) {
         Event::Orphaned { index } => device.orphaned(index),
         Event::Disconnected { errno, reason } => device.disconnected(errno, &reason),
         // Above.
-        Event::Stopped => {}
+        Event::Stopped | Event::Completed(_) => {}
     });
 }

@@ -95,6 +95,7 @@ const HANDLERS: &[(u32, Handler)] = &[
     (id::SET_STATUS, Session::set_status),
     (id::GET_STATUS, Session::get_status),
     (id::GET_SHARED_OBJECT, Session::get_shared_object),
+    (id::GET_SHMEM_CONFIG, Session::get_shmem_config),
 ];
 
 fn handler(id: u32) -> Option<Handler> {

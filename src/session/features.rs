@@ -19,6 +19,8 @@ impl Session {
             | ProtocolFeatures::LOG_SHMFD
             | ProtocolFeatures::REPLY_ACK
             | ProtocolFeatures::BACKEND_REQ
+            | ProtocolFeatures::BACKEND_SEND_FD
+            | ProtocolFeatures::HOST_NOTIFIER
             | ProtocolFeatures::RESET_DEVICE
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS
             | ProtocolFeatures::STATUS;
@@ -30,6 +32,15 @@ impl Session {
             if self.shared.capabilities.contains(capability) {
                 offered |= feature;
             }
+        }
+        if self
+            .shared
+            .config
+            .shmem_regions
+            .iter()
+            .any(|&size| size != 0)
+        {
+            offered |= ProtocolFeatures::SHMEM;
         }
         if !self.shared.config_space.lock().is_empty() {
             offered |= ProtocolFeatures::CONFIG;
@@ -97,6 +108,7 @@ impl Session {
         }
         let changed = bits != self.protocol_features.bits();
         self.protocol_features = ProtocolFeatures::from_bits_truncate(bits);
+        self.refresh_channel();
         if changed && self.features_set {
             self.push_features();
         }

@@ -22,7 +22,7 @@ impl Session {
     pub(super) fn tear_down(mut self, end: End) {
         let (errno, reason, stop_reason) = self.describe(&end);
         let graceful = matches!(end, End::Stop);
-        self.backend = None;
+        self.close_channel();
         self.shared.log_signal.clear(self.shared.internal.as_fd());
         if !graceful {
             // The peer must see at once that it is not served any more.

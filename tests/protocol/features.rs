@@ -30,6 +30,8 @@ fn what_is_offered() {
                 | protocol_feature::LOG_SHMFD
                 | protocol_feature::REPLY_ACK
                 | protocol_feature::BACKEND_REQ
+                | protocol_feature::BACKEND_SEND_FD
+                | protocol_feature::HOST_NOTIFIER
                 | protocol_feature::CONFIG
                 | protocol_feature::RESET_DEVICE
                 | protocol_feature::CONFIGURE_MEM_SLOTS

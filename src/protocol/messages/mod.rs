@@ -11,6 +11,7 @@ mod memory;
 mod migration;
 mod net;
 mod object;
+mod shmem;
 mod vring;
 
 pub use codec::{DecodeError, decode_u64, encode_u64};
@@ -23,4 +24,5 @@ pub use memory::{
 pub use migration::{DeviceStateTransfer, Inflight, Log};
 pub use net::{decode_mac, decode_mtu};
 pub use object::{UUID_SIZE, decode_uuid};
-pub use vring::{VringAddr, VringFd, VringState};
+pub use shmem::{MAX_SHMEM_REGIONS, ShmemArea, encode_shmem_config};
+pub use vring::{VringAddr, VringArea, VringFd, VringState};
