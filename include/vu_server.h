@@ -516,6 +516,83 @@ typedef struct vu_server_config {
 } vu_server_config;
 
 /**
+ * A crypto session that a device is asked to create; see
+ * vu_device_ops.create_crypto_session. The library makes it, and later versions
+ * may append fields. The numbers are those of the virtio specification (1.3,
+ * 5.9); what does not belong to the kind of session is 0.
+ */
+typedef struct vu_crypto_session {
+    /**
+     * VIRTIO_CRYPTO_*_CREATE_SESSION. Of the service AKCIPHER: asymmetric.
+     */
+    uint64_t op_code;
+    /**
+     * Symmetric: the cipher. Asymmetric: the algorithm.
+     */
+    uint32_t algo;
+    /**
+     * Symmetric: the hash or MAC. Asymmetric: the hash.
+     */
+    uint32_t hash_algo;
+    /**
+     * Symmetric: bytes of a digest.
+     */
+    uint32_t digest_len;
+    /**
+     * Symmetric: bytes of additional authenticated data.
+     */
+    uint32_t aad_len;
+    /**
+     * Symmetric: VIRTIO_CRYPTO_SYM_OP_*.
+     */
+    uint32_t op_type;
+    /**
+     * Symmetric: VIRTIO_CRYPTO_OP_*.
+     */
+    uint32_t direction;
+    /**
+     * Symmetric: VIRTIO_CRYPTO_SYM_HASH_MODE_*.
+     */
+    uint32_t hash_mode;
+    /**
+     * Symmetric: VIRTIO_CRYPTO_SYM_ALG_CHAIN_ORDER_*.
+     */
+    uint32_t chain_order;
+    /**
+     * Asymmetric: VIRTIO_CRYPTO_AKCIPHER_KEY_TYPE_*.
+     */
+    uint32_t key_type;
+    /**
+     * Asymmetric: the padding.
+     */
+    uint32_t padding_algo;
+    /**
+     * Symmetric: the cipher's key. Asymmetric: the key.
+     */
+    const void *key;
+    /**
+     * Its bytes, no more than there were in the request.
+     */
+    size_t key_len;
+    /**
+     * Symmetric: the authentication key.
+     */
+    const void *auth_key;
+    /**
+     * Its bytes, no more than there were in the request.
+     */
+    size_t auth_key_len;
+    /**
+     * The request as it came: nothing in it has been checked but what is above.
+     */
+    const void *body;
+    /**
+     * Its bytes: 632 or 1072.
+     */
+    size_t body_size;
+} vu_crypto_session;
+
+/**
  * A virtio device.
  *
  * Every function but `kick` may be NULL. Each is called on the thread that
@@ -633,6 +710,32 @@ typedef struct vu_device_ops {
      * is no such object.
      */
     int (*shared_object)(void *dev, const uint8_t *uuid, int *fd);
+    /**
+     * Create a session of a crypto device (CREATE_CRYPTO_SESSION; virtio 1.3,
+     * 5.9.7.2); needs close_crypto_session. `session` is valid during the call.
+     * Returns 0 with the session's ID in `id`, up to 63 bits, or -errno. All
+     * sessions of a connection end with it.
+     */
+    int (*create_crypto_session)(void *dev,
+                                 const struct vu_crypto_session *session,
+                                 uint64_t *id);
+    /**
+     * End a session (CLOSE_CRYPTO_SESSION); needs create_crypto_session.
+     * Returns 0, or -errno if there is no such session.
+     */
+    int (*close_crypto_session)(void *dev, uint64_t id);
+    /**
+     * The socket on which a GPU device talks to its display (GPU_SET_SOCKET;
+     * QEMU's vhost-user-gpu specification says what about). Returns 0, and then
+     * the descriptor is the device's to close, or -errno.
+     */
+    int (*gpu_set_socket)(void *dev, int fd);
+    /**
+     * Not a question: the driver's device status, as the front-end passes it on
+     * (SET_STATUS; virtio 1.3, 2.1). Of several that were not delivered yet,
+     * the last one. Zero comes after `reset`, which acts on it.
+     */
+    void (*status_set)(void *dev, uint8_t status);
 } vu_device_ops;
 
 /**

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::error::{Error, Result};
+use crate::protocol::messages::CryptoSession;
 use crate::virtqueue::Virtqueue;
 
 /// What [`Device::kick`] answers.
@@ -67,6 +68,10 @@ bitflags::bitflags! {
         const MTU = 1 << 1;
         /// [`Device::shared_object`]
         const SHARED_OBJECT = 1 << 2;
+        /// [`Device::create_crypto_session`] and [`Device::close_crypto_session`]
+        const CRYPTO = 1 << 3;
+        /// [`Device::gpu_set_socket`]
+        const GPU_SOCKET = 1 << 4;
     }
 }
 
@@ -129,6 +134,11 @@ pub trait Device: Send + Sync + 'static {
     /// The driver or the front-end reset the device; all queues are stopped.
     fn reset(&self) {}
 
+    /// The driver's device status, as the front-end passes it on (SET_STATUS; virtio 1.3, 2.1): for a device
+    /// that wants to know how far the driver is. Of several that were not delivered yet, the last one. Zero
+    /// comes after [`reset`](Self::reset), which acts on it.
+    fn status_set(&self, _status: u8) {}
+
     /// This ring is broken and stopped; the others go on.
     fn ring_broken(&self, _index: u32, _errno: i32, _reason: &str) {}
 
@@ -160,6 +170,32 @@ pub trait Device: Send + Sync + 'static {
     /// The device's own: there is no such object.
     fn shared_object(&self, _uuid: [u8; 16]) -> Result<OwnedFd> {
         not_supported("shared_object")
+    }
+
+    /// Create a session of a crypto device and answer its ID, up to 63 bits (CREATE_CRYPTO_SESSION; virtio 1.3,
+    /// 5.9.7.2). All sessions of a connection end with it.
+    ///
+    /// # Errors
+    /// The device's own.
+    fn create_crypto_session(&self, _session: &CryptoSession) -> Result<u64> {
+        not_supported("create_crypto_session")
+    }
+
+    /// End a session (CLOSE_CRYPTO_SESSION).
+    ///
+    /// # Errors
+    /// The device's own: there is no such session.
+    fn close_crypto_session(&self, _id: u64) -> Result<()> {
+        not_supported("close_crypto_session")
+    }
+
+    /// The socket on which a GPU device talks to its display (GPU_SET_SOCKET; QEMU's vhost-user-gpu
+    /// specification says what about).
+    ///
+    /// # Errors
+    /// The device's own.
+    fn gpu_set_socket(&self, _socket: OwnedFd) -> Result<()> {
+        not_supported("gpu_set_socket")
     }
 
     /// The stop that [`Server::request_stop`](crate::Server::request_stop) began is complete.

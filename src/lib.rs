@@ -126,6 +126,7 @@ pub use crate::{
     error::{Error, Result},
     listener::Address,
     log::{Level, LogFn},
+    protocol::messages::{CryptoParams, CryptoSession},
     server::{Server, ServerBuilder, ShmemMapping},
     stats::{MESSAGE_TYPES, ServerStats},
     virtqueue::{Element, GuestSlice, Virtqueue, VqStats},

@@ -22,6 +22,9 @@ pub(crate) enum Event {
         size: u32,
     },
     Reset,
+    StatusSet {
+        status: u8,
+    },
     /// The internal thread waits for the answer, so there is one at a time.
     Asked(Question),
     /// A request to the front-end has come to its end. There are no more of them than may be awaited, and none

@@ -20,6 +20,8 @@ mod channel_answers;
 mod config;
 #[path = "protocol/descriptors.rs"]
 mod descriptors;
+#[path = "protocol/device_classes.rs"]
+mod device_classes;
 #[path = "protocol/dirty_log.rs"]
 mod dirty_log;
 #[path = "protocol/features.rs"]

@@ -1,13 +1,15 @@
 //! `vu_device_ops`: what an application implements.
 
 use std::ffi::{c_char, c_int, c_void};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use crate::device::{Capabilities, Device, Kick, StopReason};
 use crate::error::{Error, Result};
+use crate::protocol::messages::CryptoSession;
 use crate::sync::Arc;
 use crate::virtqueue::Virtqueue;
 
+use super::crypto::vu_crypto_session;
 use super::error::c_string;
 use super::structs::Extensible;
 use super::vq::vu_vq;
@@ -131,9 +133,31 @@ pub struct vu_device_ops {
     /// is no such object.
     pub shared_object:
         Option<unsafe extern "C" fn(dev: *mut c_void, uuid: *const u8, fd: *mut c_int) -> c_int>,
+    /// Create a session of a crypto device (CREATE_CRYPTO_SESSION; virtio 1.3,
+    /// 5.9.7.2); needs close_crypto_session. `session` is valid during the call.
+    /// Returns 0 with the session's ID in `id`, up to 63 bits, or -errno. All
+    /// sessions of a connection end with it.
+    pub create_crypto_session: Option<
+        unsafe extern "C" fn(
+            dev: *mut c_void,
+            session: *const vu_crypto_session,
+            id: *mut u64,
+        ) -> c_int,
+    >,
+    /// End a session (CLOSE_CRYPTO_SESSION); needs create_crypto_session.
+    /// Returns 0, or -errno if there is no such session.
+    pub close_crypto_session: Option<unsafe extern "C" fn(dev: *mut c_void, id: u64) -> c_int>,
+    /// The socket on which a GPU device talks to its display (GPU_SET_SOCKET;
+    /// QEMU's vhost-user-gpu specification says what about). Returns 0, and then
+    /// the descriptor is the device's to close, or -errno.
+    pub gpu_set_socket: Option<unsafe extern "C" fn(dev: *mut c_void, fd: c_int) -> c_int>,
+    /// Not a question: the driver's device status, as the front-end passes it on
+    /// (SET_STATUS; virtio 1.3, 2.1). Of several that were not delivered yet,
+    /// the last one. Zero comes after `reset`, which acts on it.
+    pub status_set: Option<unsafe extern "C" fn(dev: *mut c_void, status: u8)>,
 }
 
-const _: () = assert!(size_of::<vu_device_ops>() == 17 * 8);
+const _: () = assert!(size_of::<vu_device_ops>() == 21 * 8);
 
 // SAFETY: repr(C), begins with its size, functions may be NULL.
 unsafe impl Extensible for vu_device_ops {
@@ -157,10 +181,15 @@ impl CDevice {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        match self.ops.kick {
-            Some(_) => Ok(()),
-            None => Err(Error::invalid("ops.kick: NULL")),
+        if self.ops.kick.is_none() {
+            return Err(Error::invalid("ops.kick: NULL"));
         }
+        if self.ops.create_crypto_session.is_some() != self.ops.close_crypto_session.is_some() {
+            return Err(Error::invalid(
+                "ops.create_crypto_session, ops.close_crypto_session: one without the other",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -207,6 +236,8 @@ impl Device for CDevice {
             (ops.send_rarp.is_some(), Capabilities::RARP),
             (ops.net_set_mtu.is_some(), Capabilities::MTU),
             (ops.shared_object.is_some(), Capabilities::SHARED_OBJECT),
+            (ops.create_crypto_session.is_some(), Capabilities::CRYPTO),
+            (ops.gpu_set_socket.is_some(), Capabilities::GPU_SOCKET),
         ]
         .into_iter()
         .filter_map(|(implemented, capability)| implemented.then_some(capability))
@@ -322,6 +353,44 @@ impl Device for CDevice {
             unsafe { f(self.dev, uuid.as_ptr(), &raw mut fd) }
         })?;
         take_fd("shared_object", fd)
+    }
+
+    fn create_crypto_session(&self, session: &CryptoSession) -> Result<u64> {
+        let session = vu_crypto_session::new(session);
+        let mut id = 0;
+        answer(
+            "create_crypto_session",
+            self.ops.create_crypto_session,
+            |f| {
+                // SAFETY: see above.
+                unsafe { f(self.dev, &raw const session, &raw mut id) }
+            },
+        )?;
+        Ok(id)
+    }
+
+    fn close_crypto_session(&self, id: u64) -> Result<()> {
+        answer("close_crypto_session", self.ops.close_crypto_session, |f| {
+            // SAFETY: see above.
+            unsafe { f(self.dev, id) }
+        })
+    }
+
+    fn gpu_set_socket(&self, socket: OwnedFd) -> Result<()> {
+        answer("gpu_set_socket", self.ops.gpu_set_socket, |f| {
+            // SAFETY: see above.
+            unsafe { f(self.dev, socket.as_raw_fd()) }
+        })?;
+        // It is the device's from here on.
+        let _ = socket.into_raw_fd();
+        Ok(())
+    }
+
+    fn status_set(&self, status: u8) {
+        if let Some(f) = self.ops.status_set {
+            // SAFETY: see above.
+            unsafe { f(self.dev, status) };
+        }
     }
 
     fn stopped(&self) {

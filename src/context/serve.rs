@@ -404,6 +404,7 @@ fn deliver_event(server: &Arc<Shared>, event: Event) {
         } => device.features_acked(features, protocol_features),
         Event::ConfigWritten { offset, size } => device.config_written(offset, size),
         Event::Reset => device.reset(),
+        Event::StatusSet { status } => device.status_set(status),
         Event::Asked(question) => question.put(device),
         Event::QueueStopped { index } => device.queue_stopped(index),
         Event::RingBroken {

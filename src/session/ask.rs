@@ -1,13 +1,15 @@
 //! Asking the device, and the requests that do nothing else.
 
-use crate::device::Device;
+use crate::device::{Capabilities, Device};
 use crate::error::Error;
-use crate::protocol::messages::{decode_mac, decode_mtu, decode_uuid};
+use crate::protocol::messages::{
+    CryptoSession, decode_mac, decode_mtu, decode_u64, decode_uuid, encode_crypto_reply,
+};
 use crate::question::Question;
 use crate::stream::Event;
 use crate::transport::Message;
 
-use super::dispatch::{Answer, Handled};
+use super::dispatch::{Answer, Fault, Handled};
 use super::{End, Session};
 
 impl Session {
@@ -49,6 +51,33 @@ impl Session {
     pub(super) fn net_set_mtu(&mut self, message: &mut Message) -> Handled {
         let mtu = decode_mtu(&message.body)?;
         self.ask(move |device| device.net_set_mtu(mtu))??;
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn create_crypto_session(&mut self, message: &mut Message) -> Handled {
+        let session = CryptoSession::decode(&message.body)?;
+        let id = self.ask(move |device| device.create_crypto_session(&session))??;
+        let id = i64::try_from(id)
+            .map_err(|_| Error::invalid(format!("crypto session {id}: more than 63 bits")))?;
+        let reply = encode_crypto_reply(message.body.len(), id)
+            .ok_or_else(|| Error::invalid("crypto session: unknown layout"))?;
+        Ok(Answer::Reply(reply))
+    }
+
+    pub(super) fn close_crypto_session(&mut self, message: &mut Message) -> Handled {
+        let id = decode_u64(&message.body)?;
+        self.ask(move |device| device.close_crypto_session(id))??;
+        Ok(Answer::Done)
+    }
+
+    /// The one request for a device class that no protocol feature stands for.
+    pub(super) fn gpu_set_socket(&mut self, message: &mut Message) -> Handled {
+        if !self.shared.capabilities.contains(Capabilities::GPU_SOCKET) {
+            return Err(Fault::refuse(libc::ENOSYS, "not supported by this device"));
+        }
+        if let Some(socket) = message.fds.pop() {
+            self.ask(move |device| device.gpu_set_socket(socket))??;
+        }
         Ok(Answer::Done)
     }
 

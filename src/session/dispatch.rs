@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use crate::error::Error;
 use crate::protocol::features::ProtocolFeatures;
-use crate::protocol::messages::{DecodeError, encode_u64};
+use crate::protocol::messages::{DecodeError, encode_crypto_reply, encode_u64};
 use crate::protocol::requests::{self, ErrorReply, RequestSpec, id};
 use crate::stats::count;
 use crate::transport::Message;
@@ -88,6 +88,9 @@ const HANDLERS: &[(u32, Handler)] = &[
     (id::SET_BACKEND_REQ_FD, Session::set_backend_req_fd),
     (id::GET_CONFIG, Session::get_config),
     (id::SET_CONFIG, Session::set_config),
+    (id::CREATE_CRYPTO_SESSION, Session::create_crypto_session),
+    (id::CLOSE_CRYPTO_SESSION, Session::close_crypto_session),
+    (id::GPU_SET_SOCKET, Session::gpu_set_socket),
     (id::RESET_DEVICE, Session::reset_device),
     (id::GET_MAX_MEM_SLOTS, Session::get_max_mem_slots),
     (id::ADD_MEM_REG, Session::add_mem_reg),
@@ -211,10 +214,11 @@ fn error_reply(
         ErrorReply::Status(value) => encode_u64(value),
         ErrorReply::Empty => Vec::new(),
         ErrorReply::Zeroed => vec![0; size as usize],
-        // Its request is not served.
-        ErrorReply::NegativeSession | ErrorReply::Nothing => {
-            return wants_ack.then(|| ack(request, 1));
-        }
+        ErrorReply::NegativeSession => match encode_crypto_reply(size as usize, -1) {
+            Some(body) => body,
+            None => return wants_ack.then(|| ack(request, 1)),
+        },
+        ErrorReply::Nothing => return wants_ack.then(|| ack(request, 1)),
     };
     Some(Message::reply(request, body, Vec::new()))
 }

@@ -27,6 +27,7 @@ impl Session {
         for (capability, feature) in [
             (Capabilities::RARP, ProtocolFeatures::RARP),
             (Capabilities::MTU, ProtocolFeatures::MTU),
+            (Capabilities::CRYPTO, ProtocolFeatures::CRYPTO_SESSION),
             (Capabilities::SHARED_OBJECT, ProtocolFeatures::SHARED_OBJECT),
         ] {
             if self.shared.capabilities.contains(capability) {
@@ -136,6 +137,7 @@ impl Session {
             self.reset_rings()?;
         }
         self.status = status;
+        self.shared.stream.push(Event::StatusSet { status });
         Ok(Answer::Done)
     }
 

@@ -12,9 +12,9 @@ use super::channel::{
     EARLY, PAGE, UUID, add, channel, configure, errno, file, hears, run, session,
 };
 use super::device::{Event, SOON, Script, Scripted};
-use super::rig::{Rig, run_device, run_device_in, works};
+use super::rig::{Rig, alone, run_device, run_device_in, works};
 use crate::sim::wire::backend_req;
-use crate::sim::{BackendChannel, Deadline, EventFd, Frontend, eventually, process};
+use crate::sim::{BackendChannel, Deadline, EventFd, Frontend, HangGuard, eventually, process};
 
 /// So many answers may be awaited.
 const MOST: usize = 64;
@@ -268,6 +268,8 @@ fn case_91_a_stop_cancels_what_is_outstanding() {
 
 #[test]
 fn what_no_context_heard_is_told_at_the_next_start_or_when_the_server_is_freed() {
+    let _alone = alone();
+    let _hang = HangGuard::secs("unheard", 120);
     let path = std::env::temp_dir().join(format!("vu-unheard-{}.sock", std::process::id()));
     let device = Scripted(Arc::new(Script::able(Capabilities::all())));
     let server = Server::builder().queues(2).build(device).unwrap();

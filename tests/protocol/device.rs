@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use vu_server::{Capabilities, Device, Element, Kick, StopReason, Virtqueue};
+use vu_server::{Capabilities, CryptoSession, Device, Element, Kick, StopReason, Virtqueue};
 
 use crate::sim::EventFd;
 
@@ -41,6 +41,10 @@ pub enum Event {
     Rarp([u8; 6]),
     Mtu(u16),
     SharedObject([u8; 16]),
+    CreateSession(CryptoSession),
+    CloseSession(u64),
+    GpuSocket,
+    Status(u8),
 }
 
 /// The lengths of an element's buffers.
@@ -74,6 +78,9 @@ pub struct Script {
     capabilities: Capabilities,
     /// With which errno questions are answered; 0 is success.
     errno: AtomicI32,
+    /// The ID of the next crypto session.
+    pub session_id: AtomicU64,
+    pub gpu_socket: Mutex<Option<OwnedFd>>,
     /// Questions are not answered while it is set.
     mute: Mutex<bool>,
 }
@@ -319,6 +326,25 @@ impl Device for Scripted {
 
     fn net_set_mtu(&self, mtu: u16) -> vu_server::Result<()> {
         self.0.asked(Event::Mtu(mtu))
+    }
+
+    fn create_crypto_session(&self, session: &CryptoSession) -> vu_server::Result<u64> {
+        self.0.asked(Event::CreateSession(session.clone()))?;
+        Ok(self.0.session_id.load(Ordering::Relaxed))
+    }
+
+    fn close_crypto_session(&self, id: u64) -> vu_server::Result<()> {
+        self.0.asked(Event::CloseSession(id))
+    }
+
+    fn gpu_set_socket(&self, socket: OwnedFd) -> vu_server::Result<()> {
+        self.0.asked(Event::GpuSocket)?;
+        *lock(&self.0.gpu_socket) = Some(socket);
+        Ok(())
+    }
+
+    fn status_set(&self, status: u8) {
+        self.0.note(Event::Status(status));
     }
 
     fn shared_object(&self, uuid: [u8; 16]) -> vu_server::Result<OwnedFd> {

@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 
 use vu_server::{Address, Context, Level, Server, ServerBuilder};
@@ -15,6 +15,11 @@ use crate::sim::{echo, eventually, process};
 
 /// One test at a time: each counts the process's file descriptors.
 static ALONE: Mutex<()> = Mutex::new(());
+
+/// For a test with a server of its own.
+pub fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(|poison| poison.into_inner())
+}
 
 pub const CONFIG_SIZE: usize = 64;
 /// The driver may write these bytes of the config space.
@@ -76,7 +81,7 @@ pub fn run_device_in(
     configure: impl FnOnce(ServerBuilder) -> ServerBuilder,
     test: impl FnOnce(&Rig, &Arc<Context>),
 ) {
-    let _alone = ALONE.lock().unwrap_or_else(|poison| poison.into_inner());
+    let _alone = alone();
     let _hang = HangGuard::secs(name, 120);
     // Rust programs ignore it; one that does not must survive a peer that goes away, too.
     // SAFETY: no handler is installed.

@@ -94,6 +94,7 @@ pub mod protocol_feature {
     pub const REPLY_ACK: u64 = 1 << 3;
     pub const MTU: u64 = 1 << 4;
     pub const BACKEND_REQ: u64 = 1 << 5;
+    pub const CRYPTO_SESSION: u64 = 1 << 7;
     pub const CONFIG: u64 = 1 << 9;
     pub const BACKEND_SEND_FD: u64 = 1 << 10;
     pub const HOST_NOTIFIER: u64 = 1 << 11;

@@ -6,6 +6,7 @@
 
 mod codec;
 mod config;
+mod crypto;
 mod iotlb;
 mod memory;
 mod migration;
@@ -16,6 +17,9 @@ mod vring;
 
 pub use codec::{DecodeError, decode_u64, encode_u64};
 pub use config::{CONFIG_HEAD_SIZE, ConfigAccess, MAX_CONFIG_SIZE, decode_status};
+pub use crypto::{
+    CRYPTO_SESSION_NEW, CRYPTO_SESSION_OLD, CryptoParams, CryptoSession, encode_crypto_reply,
+};
 pub use iotlb::{Iotlb, IotlbKind};
 pub use memory::{
     MAX_REGION_SIZE, MAX_REGIONS, MemTable, MemoryRegion, SingleRegion, TABLE_HEAD_SIZE,
