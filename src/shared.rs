@@ -14,6 +14,7 @@ use crate::lifecycle::Lifecycle;
 use crate::log::Logger;
 use crate::memory::TableCell;
 use crate::outbox::{Finished, Outbox, Reply};
+use crate::protocol::messages::VringState;
 use crate::protocol::requests::backend_id;
 use crate::stats::ServerCounters;
 use crate::stream::Stream;
@@ -36,6 +37,7 @@ pub(crate) struct Config {
     pub(crate) disconnect_on_broken_ring: bool,
     pub(crate) run_disabled_queues: bool,
     pub(crate) require_sealed_memory: bool,
+    pub(crate) in_band_notifications: bool,
     /// How long a request to the front-end may take; `None`: no limit.
     pub(crate) reply_timeout: Option<Duration>,
     /// Sizes of the device's shared memory regions, by their ID.
@@ -193,6 +195,19 @@ impl Shared {
         {
             self.poison();
         }
+    }
+
+    /// Any thread: the front-end wants a message where others want a call descriptor signalled. Without a
+    /// channel there is nobody to tell; when there is one, it is told of every ring.
+    pub(crate) fn call_in_band(&self, index: u32) {
+        let state = VringState { index, num: 0 }.encode();
+        let _ = self.notify_front_end(backend_id::VRING_CALL, &state, Reply::Ack);
+    }
+
+    /// As [`call_in_band`](Self::call_in_band), in place of an err descriptor.
+    pub(crate) fn error_in_band(&self, index: u32) {
+        let state = VringState { index, num: 0 }.encode();
+        let _ = self.notify_front_end(backend_id::VRING_ERR, &state, Reply::Ack);
     }
 
     /// Tells what has become of a request to the front-end. The program is owed that also when the device is

@@ -28,6 +28,8 @@ mod dirty_log;
 mod features;
 #[path = "protocol/framing.rs"]
 mod framing;
+#[path = "protocol/in_band.rs"]
+mod in_band;
 #[path = "protocol/memory.rs"]
 mod memory;
 #[path = "protocol/memory_slots.rs"]

@@ -39,6 +39,7 @@ pub struct ServerBuilder {
     disconnect_on_broken_ring: bool,
     run_disabled_queues: bool,
     require_sealed_memory: bool,
+    in_band_notifications: bool,
     reply_timeout: Option<Duration>,
     shmem_regions: Vec<u64>,
     log_level: Option<Level>,
@@ -62,6 +63,7 @@ impl Default for ServerBuilder {
             disconnect_on_broken_ring: false,
             run_disabled_queues: false,
             require_sealed_memory: false,
+            in_band_notifications: false,
             reply_timeout: Some(DEFAULT_REPLY),
             shmem_regions: Vec::new(),
             log_level: None,
@@ -144,6 +146,14 @@ impl ServerBuilder {
     /// front-end that truncates a mapped file makes the next access to it a SIGBUS in this process.
     pub fn require_sealed_memory(mut self, yes: bool) -> Self {
         self.require_sealed_memory = yes;
+        self
+    }
+
+    /// Offer INBAND_NOTIFICATIONS: kicks, calls and errors of rings without descriptors travel as messages, as
+    /// simulations want it. Not offered by default, because some front-ends (QEMU for one) accept every feature
+    /// that is offered and then do not know these messages.
+    pub fn in_band_notifications(mut self, yes: bool) -> Self {
+        self.in_band_notifications = yes;
         self
     }
 
@@ -269,6 +279,7 @@ impl ServerBuilder {
             disconnect_on_broken_ring: self.disconnect_on_broken_ring,
             run_disabled_queues: self.run_disabled_queues,
             require_sealed_memory: self.require_sealed_memory,
+            in_band_notifications: self.in_band_notifications,
             reply_timeout: self.reply_timeout,
             shmem_regions: self.shmem_regions,
             wake: self.wake,

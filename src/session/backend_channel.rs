@@ -172,6 +172,7 @@ impl Session {
                 self.cancel(waiting.chain(self.shared.outbox.reopen()), libc::ECANCELED);
             }
             self.shared.outbox.open(self.protocol_features);
+            self.call_all_in_band();
         }
         Ok(Answer::Done)
     }

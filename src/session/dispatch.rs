@@ -92,6 +92,7 @@ const HANDLERS: &[(u32, Handler)] = &[
     (id::CLOSE_CRYPTO_SESSION, Session::close_crypto_session),
     (id::GPU_SET_SOCKET, Session::gpu_set_socket),
     (id::RESET_DEVICE, Session::reset_device),
+    (id::VRING_KICK, Session::vring_kick),
     (id::GET_MAX_MEM_SLOTS, Session::get_max_mem_slots),
     (id::ADD_MEM_REG, Session::add_mem_reg),
     (id::REM_MEM_REG, Session::rem_mem_reg),

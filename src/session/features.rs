@@ -43,6 +43,9 @@ impl Session {
         {
             offered |= ProtocolFeatures::SHMEM;
         }
+        if self.shared.config.in_band_notifications {
+            offered |= ProtocolFeatures::INBAND_NOTIFICATIONS;
+        }
         if !self.shared.config_space.lock().is_empty() {
             offered |= ProtocolFeatures::CONFIG;
         }
@@ -107,9 +110,12 @@ impl Session {
                 format!("protocol features {bits:#x}: {unoffered:#x} not offered"),
             ));
         }
-        let changed = bits != self.protocol_features.bits();
-        self.protocol_features = ProtocolFeatures::from_bits_truncate(bits);
+        let features = ProtocolFeatures::from_bits_truncate(bits);
+        Self::check_in_band(features)?;
+        let changed = features != self.protocol_features;
+        self.protocol_features = features;
         self.refresh_channel();
+        self.switch_in_band();
         if changed && self.features_set {
             self.push_features();
         }

@@ -2,7 +2,7 @@
 //!
 //! * [`ask`] questions that the device must answer
 //! * [`dispatch`] the table of handlers, refusals and replies
-//! * [`features`], [`memory`], [`vrings`], [`config`], [`backend_channel`] handlers by topic
+//! * [`features`], [`memory`], [`vrings`], [`config`], [`backend_channel`], [`in_band`] handlers by topic
 //! * [`housekeeping`] what every wait does; [`wait`] waiting for queues, interruptible by stop and hang-up
 //! * [`teardown`] the end of a connection
 
@@ -13,6 +13,7 @@ mod dirty_log;
 mod dispatch;
 mod features;
 mod housekeeping;
+mod in_band;
 mod memory;
 mod reset;
 mod teardown;
