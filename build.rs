@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 /// In the order in which their functions stand in the header.
-const SOURCES: [&str; 9] = [
-    "ctx", "device", "config", "server", "stats", "vq", "elem", "error", "version",
+const SOURCES: [&str; 10] = [
+    "ctx", "crypto", "device", "config", "server", "stats", "vq", "elem", "error", "version",
 ];
 const HEADER: &str = "include/vu_server.h";
 

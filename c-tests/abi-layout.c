@@ -35,7 +35,25 @@ AT(vu_device_ops, ring_broken, 80);
 AT(vu_device_ops, orphaned, 88);
 AT(vu_device_ops, stopped, 96);
 AT(vu_device_ops, destroy, 104);
-SIZE(vu_device_ops, 112);
+AT(vu_device_ops, send_rarp, 112);
+AT(vu_device_ops, net_set_mtu, 120);
+AT(vu_device_ops, shared_object, 128);
+AT(vu_device_ops, create_crypto_session, 136);
+AT(vu_device_ops, close_crypto_session, 144);
+AT(vu_device_ops, gpu_set_socket, 152);
+AT(vu_device_ops, status_set, 160);
+SIZE(vu_device_ops, 168);
+
+AT(vu_crypto_session, op_code, 0);
+AT(vu_crypto_session, algo, 8);
+AT(vu_crypto_session, padding_algo, 44);
+AT(vu_crypto_session, key, 48);
+AT(vu_crypto_session, key_len, 56);
+AT(vu_crypto_session, auth_key, 64);
+AT(vu_crypto_session, auth_key_len, 72);
+AT(vu_crypto_session, body, 80);
+AT(vu_crypto_session, body_size, 88);
+SIZE(vu_crypto_session, 96);
 
 AT(vu_server_config, struct_size, 0);
 AT(vu_server_config, name, 8);
@@ -62,7 +80,9 @@ AT(vu_server_stats, connections, 8);
 AT(vu_server_stats, memory_regions, 64);
 AT(vu_server_stats, messages_by_type, 72);
 AT(vu_server_stats, unlogged_pages, 584);
-SIZE(vu_server_stats, 592);
+AT(vu_server_stats, backend_requests, 592);
+AT(vu_server_stats, backend_failures, 600);
+SIZE(vu_server_stats, 608);
 
 AT(vu_vq_stats, pops, 8);
 AT(vu_vq_stats, inflight, 64);

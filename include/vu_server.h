@@ -534,6 +534,83 @@ typedef struct vu_server_config {
 } vu_server_config;
 
 /**
+ * A crypto session that a device is asked to create; see
+ * vu_device_ops.create_crypto_session. The library makes it, and later versions
+ * may append fields. The numbers are those of the virtio specification (1.3,
+ * 5.9); what does not belong to the kind of session is 0.
+ */
+typedef struct vu_crypto_session {
+    /**
+     * VIRTIO_CRYPTO_*_CREATE_SESSION. Of the service AKCIPHER: asymmetric.
+     */
+    uint64_t op_code;
+    /**
+     * Symmetric: the cipher. Asymmetric: the algorithm.
+     */
+    uint32_t algo;
+    /**
+     * Symmetric: the hash or MAC. Asymmetric: the hash.
+     */
+    uint32_t hash_algo;
+    /**
+     * Symmetric: bytes of a digest.
+     */
+    uint32_t digest_len;
+    /**
+     * Symmetric: bytes of additional authenticated data.
+     */
+    uint32_t aad_len;
+    /**
+     * Symmetric: VIRTIO_CRYPTO_SYM_OP_*.
+     */
+    uint32_t op_type;
+    /**
+     * Symmetric: VIRTIO_CRYPTO_OP_*.
+     */
+    uint32_t direction;
+    /**
+     * Symmetric: VIRTIO_CRYPTO_SYM_HASH_MODE_*.
+     */
+    uint32_t hash_mode;
+    /**
+     * Symmetric: VIRTIO_CRYPTO_SYM_ALG_CHAIN_ORDER_*.
+     */
+    uint32_t chain_order;
+    /**
+     * Asymmetric: VIRTIO_CRYPTO_AKCIPHER_KEY_TYPE_*.
+     */
+    uint32_t key_type;
+    /**
+     * Asymmetric: the padding.
+     */
+    uint32_t padding_algo;
+    /**
+     * Symmetric: the cipher's key. Asymmetric: the key.
+     */
+    const void *key;
+    /**
+     * Its bytes, no more than there were in the request.
+     */
+    size_t key_len;
+    /**
+     * Symmetric: the authentication key.
+     */
+    const void *auth_key;
+    /**
+     * Its bytes, no more than there were in the request.
+     */
+    size_t auth_key_len;
+    /**
+     * The request as it came: nothing in it has been checked but what is above.
+     */
+    const void *body;
+    /**
+     * Its bytes: 632 or 1072.
+     */
+    size_t body_size;
+} vu_crypto_session;
+
+/**
  * A virtio device.
  *
  * Every function but `kick` may be NULL. Each is called on the thread that
@@ -543,6 +620,14 @@ typedef struct vu_server_config {
  * home context for the others. The ones of the home context come in order, and
  * before a queue is started all that precede it have been delivered. While the
  * server is detached none is called; they are delivered later.
+ *
+ * The functions after `destroy` answer requests of the front-end. One that is
+ * NULL is not implemented: its protocol feature is not offered. They return 0
+ * or -errno, which refuses the request: the front-end is told, or, where the
+ * protocol has no way to tell it, the connection ends. While the server is
+ * detached the front-end waits for its answer; a connection that ends
+ * meanwhile takes the question with it. What they put out through a pointer
+ * counts only if they return 0.
  *
  * A function must return: no longjmp() and no C++ exception may pass through
  * the library.
@@ -625,6 +710,50 @@ typedef struct vu_device_ops {
      * is called after it.
      */
     void (*destroy)(void *dev);
+    /**
+     * Broadcast a fake RARP for the guest with this MAC address, so that the
+     * network learns where it is after a migration (SEND_RARP). Returns 0 or
+     * -errno, of which a front-end that does not wait learns nothing.
+     */
+    int (*send_rarp)(void *dev, const uint8_t *mac);
+    /**
+     * The host's MTU, 68 to 65535, which the driver sees (NET_SET_MTU).
+     * Returns 0, or -errno if it does not suit the device.
+     */
+    int (*net_set_mtu)(void *dev, uint32_t mtu);
+    /**
+     * The dma-buf of an object that this device has exported, by its UUID of
+     * 16 bytes in network byte order (GET_SHARED_OBJECT). Returns 0, with a
+     * descriptor in `fd` that the library takes and closes, or -errno if there
+     * is no such object.
+     */
+    int (*shared_object)(void *dev, const uint8_t *uuid, int *fd);
+    /**
+     * Create a session of a crypto device (CREATE_CRYPTO_SESSION; virtio 1.3,
+     * 5.9.7.2); needs close_crypto_session. `session` is valid during the call.
+     * Returns 0 with the session's ID in `id`, up to 63 bits, or -errno. All
+     * sessions of a connection end with it.
+     */
+    int (*create_crypto_session)(void *dev,
+                                 const struct vu_crypto_session *session,
+                                 uint64_t *id);
+    /**
+     * End a session (CLOSE_CRYPTO_SESSION); needs create_crypto_session.
+     * Returns 0, or -errno if there is no such session.
+     */
+    int (*close_crypto_session)(void *dev, uint64_t id);
+    /**
+     * The socket on which a GPU device talks to its display (GPU_SET_SOCKET;
+     * QEMU's vhost-user-gpu specification says what about). Returns 0, and then
+     * the descriptor is the device's to close, or -errno.
+     */
+    int (*gpu_set_socket)(void *dev, int fd);
+    /**
+     * Not a question: the driver's device status, as the front-end passes it on
+     * (SET_STATUS; virtio 1.3, 2.1). Of several that were not delivered yet,
+     * the last one. Zero comes after `reset`, which acts on it.
+     */
+    void (*status_set)(void *dev, uint8_t status);
 } vu_device_ops;
 
 /**
@@ -678,6 +807,15 @@ typedef struct vu_server_stats {
      * dirty log has no bit.
      */
     uint64_t unlogged_pages;
+    /**
+     * Requests sent to the front-end on the back-end channel.
+     */
+    uint64_t backend_requests;
+    /**
+     * Of the requests to the front-end that somebody waited for, those that
+     * were refused, not answered in time, or cancelled.
+     */
+    uint64_t backend_failures;
 } vu_server_stats;
 
 /**

@@ -1,5 +1,9 @@
 //! What an application implements.
 
+use std::os::fd::OwnedFd;
+
+use crate::error::{Error, Result};
+use crate::protocol::messages::CryptoSession;
 use crate::virtqueue::Virtqueue;
 
 /// What [`Device::kick`] answers.
@@ -54,6 +58,30 @@ impl StopReason {
     }
 }
 
+bitflags::bitflags! {
+    /// What a device implements beside its virtqueues; see [`Device::capabilities`].
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Capabilities: u64 {
+        /// [`Device::send_rarp`]
+        const RARP = 1 << 0;
+        /// [`Device::net_set_mtu`]
+        const MTU = 1 << 1;
+        /// [`Device::shared_object`]
+        const SHARED_OBJECT = 1 << 2;
+        /// [`Device::create_crypto_session`] and [`Device::close_crypto_session`]
+        const CRYPTO = 1 << 3;
+        /// [`Device::gpu_set_socket`]
+        const GPU_SOCKET = 1 << 4;
+    }
+}
+
+fn not_supported<T>(what: &str) -> Result<T> {
+    Err(Error::new(
+        libc::EOPNOTSUPP,
+        format!("{what}: not implemented"),
+    ))
+}
+
 /// A virtio device.
 ///
 /// Every method but [`destroy`](Device::destroy) is called on the thread that owns the context concerned,
@@ -61,11 +89,23 @@ impl StopReason {
 /// for the methods that take a queue, the server's home context for the others. A device whose queues all
 /// live in one context therefore needs no lock.
 ///
+/// The methods that return a [`Result`] answer a request of the front-end. An error refuses it: the
+/// front-end is told, or, where the protocol has no way to tell it, the connection ends. While the server is
+/// detached the front-end waits for its answer; a connection that ends meanwhile takes the question with it
+/// (one that is being answered just then is heard to the end, and its answer dropped).
+///
 /// A panic is caught: the server is then poisoned, its connection ends, and it can only be stopped and
 /// freed.
 pub trait Device: Send + Sync + 'static {
     /// There may be buffers to pop. Guest notifications are off meanwhile.
     fn kick(&self, vq: &mut Virtqueue<'_>) -> Kick;
+
+    /// Which of the methods that answer requests the device implements. Only their protocol features are
+    /// offered, and the requests of the others are refused without a call. Asked once, when the server is
+    /// built, on the thread that builds it.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::empty()
+    }
 
     /// The queue has arrived in this context and can be popped.
     fn queue_started(&self, _vq: &mut Virtqueue<'_>) {}
@@ -94,12 +134,69 @@ pub trait Device: Send + Sync + 'static {
     /// The driver or the front-end reset the device; all queues are stopped.
     fn reset(&self) {}
 
+    /// The driver's device status, as the front-end passes it on (SET_STATUS; virtio 1.3, 2.1): for a device
+    /// that wants to know how far the driver is. Of several that were not delivered yet, the last one. Zero
+    /// comes after [`reset`](Self::reset), which acts on it.
+    fn status_set(&self, _status: u8) {}
+
     /// This ring is broken and stopped; the others go on.
     fn ring_broken(&self, _index: u32, _errno: i32, _reason: &str) {}
 
     /// The drain time-out expired: this queue's memory now lives on its own until its last element is
     /// completed, and the queue will come back as a new one.
     fn orphaned(&self, _index: u32) {}
+
+    /// Broadcast a fake RARP for the guest with this address, so that the network learns where it is after a
+    /// migration (SEND_RARP). A front-end that does not wait for the answer does not learn of an error.
+    ///
+    /// # Errors
+    /// The device's own.
+    fn send_rarp(&self, _mac: [u8; 6]) -> Result<()> {
+        not_supported("send_rarp")
+    }
+
+    /// The host's MTU, which the driver sees (NET_SET_MTU).
+    ///
+    /// # Errors
+    /// The device's own: the MTU does not suit it.
+    fn net_set_mtu(&self, _mtu: u16) -> Result<()> {
+        not_supported("net_set_mtu")
+    }
+
+    /// The dma-buf of an object that this device has exported, by its UUID in network byte order
+    /// (GET_SHARED_OBJECT).
+    ///
+    /// # Errors
+    /// The device's own: there is no such object.
+    fn shared_object(&self, _uuid: [u8; 16]) -> Result<OwnedFd> {
+        not_supported("shared_object")
+    }
+
+    /// Create a session of a crypto device and answer its ID, up to 63 bits (CREATE_CRYPTO_SESSION; virtio 1.3,
+    /// 5.9.7.2). All sessions of a connection end with it.
+    ///
+    /// # Errors
+    /// The device's own.
+    fn create_crypto_session(&self, _session: &CryptoSession) -> Result<u64> {
+        not_supported("create_crypto_session")
+    }
+
+    /// End a session (CLOSE_CRYPTO_SESSION).
+    ///
+    /// # Errors
+    /// The device's own: there is no such session.
+    fn close_crypto_session(&self, _id: u64) -> Result<()> {
+        not_supported("close_crypto_session")
+    }
+
+    /// The socket on which a GPU device talks to its display (GPU_SET_SOCKET; QEMU's vhost-user-gpu
+    /// specification says what about).
+    ///
+    /// # Errors
+    /// The device's own.
+    fn gpu_set_socket(&self, _socket: OwnedFd) -> Result<()> {
+        not_supported("gpu_set_socket")
+    }
 
     /// The stop that [`Server::request_stop`](crate::Server::request_stop) began is complete.
     fn stopped(&self) {}

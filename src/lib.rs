@@ -94,9 +94,13 @@ mod log;
 #[allow(unsafe_code)]
 mod memory;
 #[cfg(not(loom))]
+mod outbox;
+#[cfg(not(loom))]
 #[doc(hidden)]
 #[allow(missing_docs)]
 pub mod protocol;
+#[cfg(not(loom))]
+mod question;
 #[cfg(not(loom))]
 mod server;
 #[cfg(not(loom))]
@@ -118,11 +122,12 @@ mod virtqueue;
 #[cfg(not(loom))]
 pub use crate::{
     context::{Context, EventLoop, Watch},
-    device::{Device, Kick, StopReason},
+    device::{Capabilities, Device, Kick, StopReason},
     error::{Error, Result},
     listener::Address,
     log::{Level, LogFn},
-    server::{Server, ServerBuilder},
+    protocol::messages::{CryptoParams, CryptoSession},
+    server::{Server, ServerBuilder, ShmemMapping},
     stats::{MESSAGE_TYPES, ServerStats},
     virtqueue::{Element, GuestSlice, Virtqueue, VqStats},
 };

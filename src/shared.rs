@@ -8,14 +8,16 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::callback;
 use crate::config_space::ConfigSpace;
-use crate::device::Device;
+use crate::device::{Capabilities, Device};
 use crate::error::{Error, Result};
 use crate::lifecycle::Lifecycle;
 use crate::log::Logger;
 use crate::memory::TableCell;
+use crate::outbox::{Finished, Outbox, Reply};
+use crate::protocol::messages::VringState;
+use crate::protocol::requests::backend_id;
 use crate::stats::ServerCounters;
 use crate::stream::Stream;
-use crate::sync::channel::{Receiver, Sender, bounded};
 use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Mutex, Ordering, fence};
 use crate::virtqueue::Queue;
 use crate::virtqueue::inflight::Gate;
@@ -39,13 +41,21 @@ pub(crate) struct Config {
     pub(crate) inflight_area: bool,
     /// The device can let go of what is in flight when a ring stops.
     pub(crate) suspends: bool,
+    pub(crate) in_band_notifications: bool,
+    /// How long a request to the front-end may take; `None`: no limit.
+    pub(crate) reply_timeout: Option<Duration>,
+    /// Sizes of the device's shared memory regions, by their ID.
+    pub(crate) shmem_regions: Vec<u64>,
     pub(crate) wake: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
-/// A request of this back-end to the front-end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Announcement {
-    ConfigChanged,
+/// `None` is no limit.
+pub(crate) fn poll_timeout(timeout: Option<Duration>) -> PollTimeout {
+    timeout.map_or(PollTimeout::NONE, |timeout| {
+        // Rounded up, or the last part of a millisecond would be spent spinning.
+        let ms = timeout.as_nanos().div_ceil(1_000_000);
+        PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
+    })
 }
 
 /// An eventfd that wakes a thread which polls it.
@@ -70,15 +80,10 @@ impl Doorbell {
 
     /// Sleeps until it rings, `also` is readable, or the time is over; `None` is no limit.
     pub(crate) fn wait(&self, also: Option<BorrowedFd<'_>>, timeout: Option<Duration>) {
-        let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
-            // Rounded up, or the last part of a millisecond would be spent spinning.
-            let ms = timeout.as_nanos().div_ceil(1_000_000);
-            PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
-        });
         let mut fds = vec![PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         fds.extend(also.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         // Who waits here has every signal blocked, and looks at everything again.
-        let _ = poll(&mut fds, timeout);
+        let _ = poll(&mut fds, poll_timeout(timeout));
         self.silence();
     }
 }
@@ -93,6 +98,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) logger: Logger,
     device: Box<dyn Device>,
+    /// What the device said when the server was built.
+    pub(crate) capabilities: Capabilities,
     /// The handle is gone: the internal thread frees the server when it is down.
     abandoned: AtomicBool,
     /// Set when the server is freed: no callback after it.
@@ -119,9 +126,8 @@ pub(crate) struct Shared {
     /// The front-end takes rings over with requests in flight.
     suspends_inflight: AtomicBool,
     pub(crate) config_space: Mutex<ConfigSpace>,
-    /// What the front-end shall be told on the back-end channel, from any thread. A full channel has a
-    /// change of the config space in it, and one is enough.
-    announcements: (Sender<Announcement>, Receiver<Announcement>),
+    /// What the front-end shall be told on the back-end channel.
+    pub(crate) outbox: Outbox,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) counters: ServerCounters,
     /// What the other door knows this server as; null if it was not made there.
@@ -136,9 +142,12 @@ impl Shared {
         device: Box<dyn Device>,
         internal: Doorbell,
     ) -> Arc<Self> {
+        let capabilities = device.capabilities();
+        let outbox = Outbox::new(config.num_queues);
         let shared = Arc::new(Shared {
             config,
             logger,
+            capabilities,
             device,
             abandoned: AtomicBool::new(false),
             destroyed: AtomicBool::new(false),
@@ -155,7 +164,7 @@ impl Shared {
             acked_features: AtomicU64::new(0),
             suspends_inflight: AtomicBool::new(false),
             config_space: Mutex::new(config_space),
-            announcements: bounded(1),
+            outbox,
             lifecycle: Lifecycle::new(),
             counters: ServerCounters::default(),
             handle: AtomicPtr::new(std::ptr::null_mut()),
@@ -191,6 +200,27 @@ impl Shared {
         if !self.destroyed.load(Ordering::Acquire)
             && callback::run_last(self.id(), || self.device.stopped()).is_none()
         {
+            self.poison();
+        }
+    }
+
+    /// Any thread: the front-end wants a message where others want a call descriptor signalled. Without a
+    /// channel there is nobody to tell; when there is one, it is told of every ring.
+    pub(crate) fn call_in_band(&self, index: u32) {
+        let state = VringState { index, num: 0 }.encode();
+        let _ = self.notify_front_end(backend_id::VRING_CALL, &state, Reply::Ack);
+    }
+
+    /// As [`call_in_band`](Self::call_in_band), in place of an err descriptor.
+    pub(crate) fn error_in_band(&self, index: u32) {
+        let state = VringState { index, num: 0 }.encode();
+        let _ = self.notify_front_end(backend_id::VRING_ERR, &state, Reply::Ack);
+    }
+
+    /// Tells what has become of a request to the front-end. The program is owed that also when the device is
+    /// poisoned.
+    pub(crate) fn tell(&self, finished: Finished) {
+        if callback::run(self.id(), || finished.tell()).is_none() {
             self.poison();
         }
     }
@@ -246,6 +276,10 @@ impl Shared {
         // What `wake` refers to is the program's to free after this. It only wakes a loop, so it is soon over.
         while self.waking.load(Ordering::SeqCst) != 0 && !callback::keeps(self.id()) {
             std::thread::yield_now();
+        }
+        // What no context was there to hear.
+        for finished in self.stream.take_finished() {
+            self.tell(finished);
         }
         callback::run(self.id(), || self.device.destroy());
         let queues = std::mem::take(&mut *self.queues.lock());
@@ -377,16 +411,18 @@ impl Shared {
     /// The application changes the config space; the internal thread tells the front-end.
     pub(crate) fn change_config(&self, offset: u32, bytes: &[u8]) -> Result<()> {
         if self.config_space.lock().set(offset, bytes)? {
-            // A full channel is as good: see the field.
-            let _ = self.announcements.0.try_send(Announcement::ConfigChanged);
-            self.internal.ring();
+            // Without a channel there is nobody to tell; the front-end reads the config space when it starts.
+            let _ = self.notify_front_end(backend_id::CONFIG_CHANGE_MSG, &[], Reply::Nothing);
         }
         Ok(())
     }
 
-    /// The internal thread.
-    pub(crate) fn next_announcement(&self) -> Option<Announcement> {
-        self.announcements.1.try_recv().ok()
+    /// Any thread: queues a request to the front-end of which nobody hears the end. An equal one that has not
+    /// been sent yet is enough.
+    pub(crate) fn notify_front_end(&self, id: u32, body: &[u8], reply: Reply) -> Result<()> {
+        self.outbox.notice(id, body, reply)?;
+        self.internal.ring();
+        Ok(())
     }
 }
 

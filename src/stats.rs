@@ -16,6 +16,8 @@ pub(crate) struct ServerCounters {
     pub(crate) memory_regions: AtomicU64,
     /// The dirty log counts in here itself.
     pub(crate) unlogged_pages: Arc<AtomicU64>,
+    pub(crate) backend_requests: AtomicU64,
+    pub(crate) backend_failures: AtomicU64,
     by_type: [AtomicU64; MESSAGE_TYPES],
 }
 
@@ -31,6 +33,8 @@ impl Default for ServerCounters {
             config_changes: AtomicU64::new(0),
             memory_regions: AtomicU64::new(0),
             unlogged_pages: Arc::default(),
+            backend_requests: AtomicU64::new(0),
+            backend_failures: AtomicU64::new(0),
             by_type: [const { AtomicU64::new(0) }; MESSAGE_TYPES],
         }
     }
@@ -60,6 +64,8 @@ impl ServerCounters {
             orphaned_queues: get(&self.orphaned_queues),
             config_changes: get(&self.config_changes),
             memory_regions: get(&self.memory_regions),
+            backend_requests: get(&self.backend_requests),
+            backend_failures: get(&self.backend_failures),
             messages_by_type: std::array::from_fn(|id| get(&self.by_type[id])),
             unlogged_pages: get(&self.unlogged_pages),
         }
@@ -90,4 +96,9 @@ pub struct ServerStats {
     pub messages_by_type: [u64; MESSAGE_TYPES],
     /// Guest pages written to while the front-end wanted to know, for which its dirty log has no bit.
     pub unlogged_pages: u64,
+    /// Requests sent to the front-end on the back-end channel.
+    pub backend_requests: u64,
+    /// Of the requests to the front-end that somebody waited for, those that were refused, not answered in
+    /// time, or cancelled.
+    pub backend_failures: u64,
 }

@@ -6,9 +6,11 @@
 use std::collections::VecDeque;
 
 use crate::context::owner::OwnerWord;
+use crate::outbox::Finished;
+use crate::question::Question;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Event {
     Connected,
     FeaturesAcked {
@@ -20,6 +22,14 @@ pub(crate) enum Event {
         size: u32,
     },
     Reset,
+    StatusSet {
+        status: u8,
+    },
+    /// The internal thread waits for the answer, so there is one at a time.
+    Asked(Question),
+    /// A request to the front-end has come to its end. There are no more of them than may be awaited, and none
+    /// is lost: who asked is told.
+    Completed(Finished),
     QueueStopped {
         index: u32,
     },
@@ -45,7 +55,8 @@ impl Event {
             (Event::QueueStopped { index: a }, Event::QueueStopped { index: b })
             | (Event::RingBroken { index: a, .. }, Event::RingBroken { index: b, .. })
             | (Event::Orphaned { index: a }, Event::Orphaned { index: b }) => a == b,
-            (Event::ConfigWritten { .. }, Event::ConfigWritten { .. }) => false,
+            (Event::ConfigWritten { .. }, Event::ConfigWritten { .. })
+            | (Event::Completed(_), Event::Completed(_)) => false,
             _ => std::mem::discriminant(self) == std::mem::discriminant(earlier),
         }
     }
@@ -120,8 +131,10 @@ impl Stream {
         if self.delivering.load(Ordering::Relaxed) {
             return None;
         }
-        let next = self.pending.lock().events.pop_front();
+        let mut pending = self.pending.lock();
+        let next = pending.events.pop_front();
         if next.is_some() {
+            // Under the lock: who finds the stream empty also finds that it is not through yet.
             self.delivering.store(true, Ordering::Relaxed);
         }
         next
@@ -141,6 +154,15 @@ impl Stream {
         self.delivered.fetch_max(upto, Ordering::Release);
     }
 
+    /// The internal thread: nobody waits for the answer to this question any more.
+    pub(crate) fn withdraw(&self, number: u64) {
+        let mut pending = self.pending.lock();
+        pending.events.retain(|(other, _)| *other != number);
+        if pending.events.is_empty() && !self.delivering.load(Ordering::Relaxed) {
+            self.delivered.fetch_max(pending.pushed, Ordering::Release);
+        }
+    }
+
     pub(crate) fn is_delivering(&self) -> bool {
         self.delivering.load(Ordering::Relaxed)
     }
@@ -151,21 +173,36 @@ impl Stream {
         let unseen = pending
             .events
             .iter()
-            .any(|(_, event)| *event == Event::Connected);
+            .any(|(_, event)| matches!(event, Event::Connected));
         if unseen {
             self.drop_all(&mut pending);
         }
         unseen
     }
 
-    /// The server is down: what is undelivered is dropped.
+    /// The server is down: what is undelivered is dropped, but for what becomes of requests to the front-end:
+    /// that waits for the next start, or the end.
     pub(crate) fn clear(&self) {
         let mut pending = self.pending.lock();
         self.drop_all(&mut pending);
     }
 
+    /// The server is being freed.
+    pub(crate) fn take_finished(&self) -> Vec<Finished> {
+        let events = std::mem::take(&mut self.pending.lock().events);
+        events
+            .into_iter()
+            .filter_map(|(_, event)| match event {
+                Event::Completed(finished) => Some(finished),
+                _ => None,
+            })
+            .collect()
+    }
+
     fn drop_all(&self, pending: &mut Pending) {
-        pending.events.clear();
+        pending
+            .events
+            .retain(|(_, event)| matches!(event, Event::Completed(_)));
         self.delivered.store(pending.pushed, Ordering::Release);
     }
 }
@@ -196,18 +233,18 @@ mod tests {
             stream.finished(number);
             seen.push(event);
         }
-        assert_eq!(
-            seen,
-            [
-                Event::Connected,
-                Event::ConfigWritten { offset: 2, size: 8 },
-                Event::FeaturesAcked {
-                    features: 2,
-                    protocol_features: 0
-                },
-                Event::QueueStopped { index: 1 },
-                Event::QueueStopped { index: 0 },
-            ]
+        assert!(
+            matches!(
+                seen[..],
+                [
+                    Event::Connected,
+                    Event::ConfigWritten { offset: 2, size: 8 },
+                    Event::FeaturesAcked { features: 2, .. },
+                    Event::QueueStopped { index: 1 },
+                    Event::QueueStopped { index: 0 },
+                ]
+            ),
+            "{seen:?}"
         );
         assert!(stream.has_delivered(stream.newest()));
     }

@@ -12,10 +12,16 @@ mod rig;
 
 #[path = "protocol/backend.rs"]
 mod backend;
+#[path = "protocol/channel.rs"]
+mod channel;
+#[path = "protocol/channel_answers.rs"]
+mod channel_answers;
 #[path = "protocol/config.rs"]
 mod config;
 #[path = "protocol/descriptors.rs"]
 mod descriptors;
+#[path = "protocol/device_classes.rs"]
+mod device_classes;
 #[path = "protocol/dirty_log.rs"]
 mod dirty_log;
 #[path = "protocol/endian.rs"]
@@ -24,12 +30,16 @@ mod endian;
 mod features;
 #[path = "protocol/framing.rs"]
 mod framing;
+#[path = "protocol/in_band.rs"]
+mod in_band;
 #[path = "protocol/inflight.rs"]
 mod inflight;
 #[path = "protocol/memory.rs"]
 mod memory;
 #[path = "protocol/memory_slots.rs"]
 mod memory_slots;
+#[path = "protocol/questions.rs"]
+mod questions;
 #[path = "protocol/replies.rs"]
 mod replies;
 #[path = "protocol/reset.rs"]

@@ -1,12 +1,15 @@
 //! `vu_device_ops`: what an application implements.
 
 use std::ffi::{c_char, c_int, c_void};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
-use crate::device::{Device, Kick, StopReason};
+use crate::device::{Capabilities, Device, Kick, StopReason};
 use crate::error::{Error, Result};
+use crate::protocol::messages::CryptoSession;
 use crate::sync::Arc;
 use crate::virtqueue::Virtqueue;
 
+use super::crypto::vu_crypto_session;
 use super::error::c_string;
 use super::structs::Extensible;
 use super::vq::vu_vq;
@@ -55,6 +58,14 @@ const _: () = {
 /// home context for the others. The ones of the home context come in order, and
 /// before a queue is started all that precede it have been delivered. While the
 /// server is detached none is called; they are delivered later.
+///
+/// The functions after `destroy` answer requests of the front-end. One that is
+/// NULL is not implemented: its protocol feature is not offered. They return 0
+/// or -errno, which refuses the request: the front-end is told, or, where the
+/// protocol has no way to tell it, the connection ends. While the server is
+/// detached the front-end waits for its answer; a connection that ends
+/// meanwhile takes the question with it. What they put out through a pointer
+/// counts only if they return 0.
 ///
 /// A function must return: no longjmp() and no C++ exception may pass through
 /// the library.
@@ -109,9 +120,44 @@ pub struct vu_device_ops {
     /// if that fails after it could read this structure. Nothing of the device
     /// is called after it.
     pub destroy: Option<unsafe extern "C" fn(dev: *mut c_void)>,
+    /// Broadcast a fake RARP for the guest with this MAC address, so that the
+    /// network learns where it is after a migration (SEND_RARP). Returns 0 or
+    /// -errno, of which a front-end that does not wait learns nothing.
+    pub send_rarp: Option<unsafe extern "C" fn(dev: *mut c_void, mac: *const u8) -> c_int>,
+    /// The host's MTU, 68 to 65535, which the driver sees (NET_SET_MTU).
+    /// Returns 0, or -errno if it does not suit the device.
+    pub net_set_mtu: Option<unsafe extern "C" fn(dev: *mut c_void, mtu: u32) -> c_int>,
+    /// The dma-buf of an object that this device has exported, by its UUID of
+    /// 16 bytes in network byte order (GET_SHARED_OBJECT). Returns 0, with a
+    /// descriptor in `fd` that the library takes and closes, or -errno if there
+    /// is no such object.
+    pub shared_object:
+        Option<unsafe extern "C" fn(dev: *mut c_void, uuid: *const u8, fd: *mut c_int) -> c_int>,
+    /// Create a session of a crypto device (CREATE_CRYPTO_SESSION; virtio 1.3,
+    /// 5.9.7.2); needs close_crypto_session. `session` is valid during the call.
+    /// Returns 0 with the session's ID in `id`, up to 63 bits, or -errno. All
+    /// sessions of a connection end with it.
+    pub create_crypto_session: Option<
+        unsafe extern "C" fn(
+            dev: *mut c_void,
+            session: *const vu_crypto_session,
+            id: *mut u64,
+        ) -> c_int,
+    >,
+    /// End a session (CLOSE_CRYPTO_SESSION); needs create_crypto_session.
+    /// Returns 0, or -errno if there is no such session.
+    pub close_crypto_session: Option<unsafe extern "C" fn(dev: *mut c_void, id: u64) -> c_int>,
+    /// The socket on which a GPU device talks to its display (GPU_SET_SOCKET;
+    /// QEMU's vhost-user-gpu specification says what about). Returns 0, and then
+    /// the descriptor is the device's to close, or -errno.
+    pub gpu_set_socket: Option<unsafe extern "C" fn(dev: *mut c_void, fd: c_int) -> c_int>,
+    /// Not a question: the driver's device status, as the front-end passes it on
+    /// (SET_STATUS; virtio 1.3, 2.1). Of several that were not delivered yet,
+    /// the last one. Zero comes after `reset`, which acts on it.
+    pub status_set: Option<unsafe extern "C" fn(dev: *mut c_void, status: u8)>,
 }
 
-const _: () = assert!(size_of::<vu_device_ops>() == 14 * 8);
+const _: () = assert!(size_of::<vu_device_ops>() == 21 * 8);
 
 // SAFETY: repr(C), begins with its size, functions may be NULL.
 unsafe impl Extensible for vu_device_ops {
@@ -135,10 +181,15 @@ impl CDevice {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        match self.ops.kick {
-            Some(_) => Ok(()),
-            None => Err(Error::invalid("ops.kick: NULL")),
+        if self.ops.kick.is_none() {
+            return Err(Error::invalid("ops.kick: NULL"));
         }
+        if self.ops.create_crypto_session.is_some() != self.ops.close_crypto_session.is_some() {
+            return Err(Error::invalid(
+                "ops.create_crypto_session, ops.close_crypto_session: one without the other",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -147,9 +198,52 @@ fn pointer(vq: &Virtqueue<'_>) -> *mut vu_vq {
     Arc::as_ptr(vq.queue()).cast_mut().cast()
 }
 
+/// Calls a function that answers 0 or -errno.
+fn answer<F>(name: &str, f: Option<F>, call: impl FnOnce(F) -> c_int) -> Result<()> {
+    let Some(f) = f else {
+        return Err(Error::new(libc::EOPNOTSUPP, format!("ops.{name}: NULL")));
+    };
+    match call(f) {
+        0 => Ok(()),
+        errno @ ..0 => Err(Error::new(
+            errno.saturating_neg(),
+            format!(
+                "{name}: {}",
+                nix::errno::Errno::from_raw(errno.saturating_neg()).desc()
+            ),
+        )),
+        other => Err(Error::invalid(format!(
+            "{name} returned {other}, which is neither 0 nor -errno"
+        ))),
+    }
+}
+
+/// Takes a descriptor that a function has put out.
+fn take_fd(name: &str, fd: c_int) -> Result<OwnedFd> {
+    if fd < 0 {
+        return Err(Error::new(libc::EBADF, format!("{name}: descriptor {fd}")));
+    }
+    // SAFETY: the header says that it becomes the library's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 // In each `unsafe` below the application's own function gets its own data back, and queues and strings that
 // outlive the call.
 impl Device for CDevice {
+    fn capabilities(&self) -> Capabilities {
+        let ops = &self.ops;
+        [
+            (ops.send_rarp.is_some(), Capabilities::RARP),
+            (ops.net_set_mtu.is_some(), Capabilities::MTU),
+            (ops.shared_object.is_some(), Capabilities::SHARED_OBJECT),
+            (ops.create_crypto_session.is_some(), Capabilities::CRYPTO),
+            (ops.gpu_set_socket.is_some(), Capabilities::GPU_SOCKET),
+        ]
+        .into_iter()
+        .filter_map(|(implemented, capability)| implemented.then_some(capability))
+        .collect()
+    }
+
     fn kick(&self, vq: &mut Virtqueue<'_>) -> Kick {
         let Some(f) = self.ops.kick else {
             return Kick::Done;
@@ -235,6 +329,67 @@ impl Device for CDevice {
         if let Some(f) = self.ops.orphaned {
             // SAFETY: see above.
             unsafe { f(self.dev, index) };
+        }
+    }
+
+    fn send_rarp(&self, mac: [u8; 6]) -> Result<()> {
+        answer("send_rarp", self.ops.send_rarp, |f| {
+            // SAFETY: see above.
+            unsafe { f(self.dev, mac.as_ptr()) }
+        })
+    }
+
+    fn net_set_mtu(&self, mtu: u16) -> Result<()> {
+        answer("net_set_mtu", self.ops.net_set_mtu, |f| {
+            // SAFETY: see above.
+            unsafe { f(self.dev, mtu.into()) }
+        })
+    }
+
+    fn shared_object(&self, uuid: [u8; 16]) -> Result<OwnedFd> {
+        let mut fd = -1;
+        answer("shared_object", self.ops.shared_object, |f| {
+            // SAFETY: see above.
+            unsafe { f(self.dev, uuid.as_ptr(), &raw mut fd) }
+        })?;
+        take_fd("shared_object", fd)
+    }
+
+    fn create_crypto_session(&self, session: &CryptoSession) -> Result<u64> {
+        let session = vu_crypto_session::new(session);
+        let mut id = 0;
+        answer(
+            "create_crypto_session",
+            self.ops.create_crypto_session,
+            |f| {
+                // SAFETY: see above.
+                unsafe { f(self.dev, &raw const session, &raw mut id) }
+            },
+        )?;
+        Ok(id)
+    }
+
+    fn close_crypto_session(&self, id: u64) -> Result<()> {
+        answer("close_crypto_session", self.ops.close_crypto_session, |f| {
+            // SAFETY: see above.
+            unsafe { f(self.dev, id) }
+        })
+    }
+
+    fn gpu_set_socket(&self, socket: OwnedFd) -> Result<()> {
+        answer("gpu_set_socket", self.ops.gpu_set_socket, |f| {
+            // SAFETY: see above.
+            unsafe { f(self.dev, socket.as_raw_fd()) }
+        })?;
+        // It is the device's from here on.
+        let _ = socket.into_raw_fd();
+        Ok(())
+    }
+
+    fn status_set(&self, status: u8) {
+        if let Some(f) = self.ops.status_set {
+            // SAFETY: see above.
+            unsafe { f(self.dev, status) };
         }
     }
 

@@ -14,6 +14,7 @@
 #![allow(unsafe_code, non_camel_case_types, clippy::missing_safety_doc)]
 
 mod config;
+mod crypto;
 mod ctx;
 mod device;
 mod elem;

@@ -39,9 +39,14 @@ pub struct vu_server_stats {
     /// Guest pages written to while the front-end wanted to know, for which its
     /// dirty log has no bit.
     pub unlogged_pages: u64,
+    /// Requests sent to the front-end on the back-end channel.
+    pub backend_requests: u64,
+    /// Of the requests to the front-end that somebody waited for, those that
+    /// were refused, not answered in time, or cancelled.
+    pub backend_failures: u64,
 }
 
-const _: () = assert!(size_of::<vu_server_stats>() == 8 * (9 + 64 + 1) && MESSAGE_TYPES == 64);
+const _: () = assert!(size_of::<vu_server_stats>() == 8 * (9 + 64 + 3) && MESSAGE_TYPES == 64);
 
 // SAFETY: repr(C), begins with its size, numbers only.
 unsafe impl Extensible for vu_server_stats {
@@ -62,6 +67,8 @@ impl From<ServerStats> for vu_server_stats {
             memory_regions: stats.memory_regions,
             messages_by_type: stats.messages_by_type,
             unlogged_pages: stats.unlogged_pages,
+            backend_requests: stats.backend_requests,
+            backend_failures: stats.backend_failures,
         }
     }
 }

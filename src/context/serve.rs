@@ -391,9 +391,11 @@ impl ContextCore {
 }
 
 fn deliver_event(server: &Arc<Shared>, event: Event) {
-    if event == Event::Stopped {
-        return server.call_stopped();
-    }
+    let event = match event {
+        Event::Stopped => return server.call_stopped(),
+        Event::Completed(finished) => return server.tell(finished),
+        event => event,
+    };
     server.call(|device| match event {
         Event::Connected => device.connected(),
         Event::FeaturesAcked {
@@ -402,6 +404,8 @@ fn deliver_event(server: &Arc<Shared>, event: Event) {
         } => device.features_acked(features, protocol_features),
         Event::ConfigWritten { offset, size } => device.config_written(offset, size),
         Event::Reset => device.reset(),
+        Event::StatusSet { status } => device.status_set(status),
+        Event::Asked(question) => question.put(device),
         Event::QueueStopped { index } => device.queue_stopped(index),
         Event::RingBroken {
             index,
@@ -411,6 +415,6 @@ fn deliver_event(server: &Arc<Shared>, event: Event) {
         Event::Orphaned { index } => device.orphaned(index),
         Event::Disconnected { errno, reason } => device.disconnected(errno, &reason),
         // Above.
-        Event::Stopped => {}
+        Event::Stopped | Event::Completed(_) => {}
     });
 }

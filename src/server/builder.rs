@@ -6,6 +6,7 @@ use crate::config_space::ConfigSpace;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::log::{Level, LogFn, Logger};
+use crate::protocol::messages::MAX_SHMEM_REGIONS;
 use crate::shared::{Config, Doorbell, Shared};
 
 use super::Server;
@@ -18,7 +19,10 @@ pub(crate) const MAX_QUEUE_SIZE: u32 = 32768;
 /// More at once would only make the driver wait.
 const MAX_STAGE: u32 = 256;
 const DEFAULT_STAGE: u32 = 32;
+/// What every host can map.
+const PAGE: u64 = 4096;
 const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
+const DEFAULT_REPLY: Duration = Duration::from_secs(5);
 
 /// Collects the data of a [`Server`]; everything has a default but the device.
 pub struct ServerBuilder {
@@ -37,6 +41,9 @@ pub struct ServerBuilder {
     require_sealed_memory: bool,
     inflight_area: bool,
     suspends: bool,
+    in_band_notifications: bool,
+    reply_timeout: Option<Duration>,
+    shmem_regions: Vec<u64>,
     log_level: Option<Level>,
     log: Option<LogFn>,
     wake: Option<Box<dyn Fn() + Send + Sync>>,
@@ -60,6 +67,9 @@ impl Default for ServerBuilder {
             require_sealed_memory: false,
             inflight_area: true,
             suspends: false,
+            in_band_notifications: false,
+            reply_timeout: Some(DEFAULT_REPLY),
+            shmem_regions: Vec::new(),
             log_level: None,
             log: None,
             wake: None,
@@ -158,6 +168,30 @@ impl ServerBuilder {
         self
     }
 
+    /// Offer INBAND_NOTIFICATIONS: kicks, calls and errors of rings without descriptors travel as messages, as
+    /// simulations want it. Not offered by default, because some front-ends (QEMU for one) accept every feature
+    /// that is offered and then do not know these messages.
+    pub fn in_band_notifications(mut self, yes: bool) -> Self {
+        self.in_band_notifications = yes;
+        self
+    }
+
+    /// How long a request to the front-end ([`Server::object_add`] and its kin) waits for its answer; `None`:
+    /// for ever. 5 s by default.
+    pub fn reply_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.reply_timeout = timeout;
+        self
+    }
+
+    /// The sizes of the device's shared memory regions (virtio 1.3, 2.10) by their ID, up to 256, each a
+    /// multiple of 4096; 0 is a region that there is not. They are empty until
+    /// [`Server::shmem_map`] fills them. The device class says what they are for; without any, the protocol
+    /// feature SHMEM is not offered.
+    pub fn shmem_regions(mut self, sizes: impl Into<Vec<u64>>) -> Self {
+        self.shmem_regions = sizes.into();
+        self
+    }
+
     /// Where log lines up to `level` go. Silent by default.
     pub fn log(mut self, level: Level, sink: impl Fn(Level, &str) + Send + Sync + 'static) -> Self {
         self.log_level = Some(level);
@@ -238,6 +272,18 @@ impl ServerBuilder {
                 "features {reserved:#x}: not the device class's to offer"
             )));
         }
+        let regions = &self.shmem_regions;
+        if regions.len() > MAX_SHMEM_REGIONS {
+            return Err(Error::invalid(format!(
+                "shmem_regions: {} are more than {MAX_SHMEM_REGIONS}",
+                regions.len()
+            )));
+        }
+        if let Some(size) = regions.iter().find(|&size| size % PAGE != 0) {
+            return Err(Error::invalid(format!(
+                "shmem_regions: size {size:#x} is not a multiple of {PAGE}"
+            )));
+        }
         if self.name.contains('\0') {
             return Err(Error::invalid("name: has a NUL byte"));
         }
@@ -254,6 +300,9 @@ impl ServerBuilder {
             require_sealed_memory: self.require_sealed_memory,
             inflight_area: self.inflight_area,
             suspends: self.suspends,
+            in_band_notifications: self.in_band_notifications,
+            reply_timeout: self.reply_timeout,
+            shmem_regions: self.shmem_regions,
             wake: self.wake,
         })
     }
@@ -297,6 +346,8 @@ mod tests {
         refused(new().features(1 << 30), "features 0x40000000");
         refused(new().name("a\0b"), "name");
         refused(new().config_space(vec![0; 257], []), "config_size 257");
+        refused(new().shmem_regions(vec![0; 257]), "257");
+        refused(new().shmem_regions([4096, 100]), "0x64");
         refused(new().config_space([0], [1, 1]), "config_writable");
         assert!(new().queues(1024).build(Null).is_ok());
     }

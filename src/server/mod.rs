@@ -1,6 +1,7 @@
 //! The server: starting, stopping, and moving it between event loops.
 
 mod builder;
+mod front_end;
 mod stop;
 mod thread;
 
@@ -18,6 +19,7 @@ use crate::sync::{Arc, Mutex, thread_id};
 use crate::virtqueue::{Queue, VqStats};
 
 pub use builder::ServerBuilder;
+pub use front_end::ShmemMapping;
 
 /// A virtio device that front-ends can connect to.
 ///

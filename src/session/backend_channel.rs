@@ -1,13 +1,20 @@
 //! The channel on which this back-end sends requests to the front-end.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use nix::poll::PollFlags;
 use nix::sys::socket::{SockType, UnixAddr, getpeername, getsockname, getsockopt, sockopt};
 use nix::sys::stat::fstat;
 
 use crate::error::{Error, Result};
-use crate::protocol::requests::backend_id;
+use crate::outbox::{Completion, MAX_AWAITED, Reply, Request};
+use crate::protocol::features::ProtocolFeatures;
+use crate::protocol::messages::decode_u64;
+use crate::protocol::requests::{backend_id, backend_request_name};
+use crate::stats::count;
+use crate::stream::Event;
 use crate::transport::{Expect, Message, Transport};
 
 use super::Session;
@@ -15,7 +22,15 @@ use super::dispatch::{Answer, Handled};
 
 pub(super) struct BackendChannel {
     transport: Transport,
-    failed: bool,
+    /// Requests that the front-end has to answer, in the order in which they were sent.
+    awaited: VecDeque<Awaited>,
+}
+
+struct Awaited {
+    id: u32,
+    reply: Reply,
+    /// Who hears the answer; `None` also when the time for it is over.
+    completion: Option<Completion>,
 }
 
 impl BackendChannel {
@@ -35,35 +50,98 @@ impl BackendChannel {
         }
         Ok(BackendChannel {
             transport: Transport::new(fd, Expect::Replies),
-            failed: false,
+            awaited: VecDeque::new(),
         })
     }
 
     pub(super) fn interest(&self) -> PollFlags {
-        match (self.failed, self.transport.wants_write()) {
-            (true, _) => PollFlags::empty(),
-            (false, true) => PollFlags::POLLIN | PollFlags::POLLOUT,
-            (false, false) => PollFlags::POLLIN,
+        if self.transport.wants_write() {
+            PollFlags::POLLIN | PollFlags::POLLOUT
+        } else {
+            PollFlags::POLLIN
         }
     }
 
-    /// Tells the front-end to read the config space again. One message is enough until it was sent.
-    pub(super) fn send_config_change(&mut self) {
-        if !self.transport.wants_write() {
-            let request =
-                Message::request(backend_id::CONFIG_CHANGE_MSG, false, Vec::new(), Vec::new());
-            self.transport.enqueue(request);
-        }
-        self.flush();
+    /// The front-end reads, and does not owe more answers than we remember.
+    fn has_room(&mut self) -> Result<bool> {
+        let flushed = self
+            .transport
+            .flush()
+            .map_err(|e| Error::new(e.errno(), e.to_string()))?;
+        Ok(flushed && self.awaited.len() < MAX_AWAITED)
     }
 
-    pub(super) fn flush(&mut self) {
-        if !self.failed && self.transport.flush().is_err() {
-            self.failed = true;
+    /// Hands a request to the socket. The completion comes back if no answer will come.
+    fn send(&mut self, request: Request, reply_ack: bool) -> Option<Completion> {
+        let Request {
+            id,
+            body,
+            fds,
+            reply,
+            completion,
+        } = request;
+        let need_reply = reply_ack && reply != Reply::Nothing;
+        self.transport
+            .enqueue(Message::request(id, need_reply, body, fds));
+        if !need_reply && reply != Reply::Descriptor {
+            return completion;
         }
+        self.awaited.push_back(Awaited {
+            id,
+            reply,
+            completion,
+        });
+        None
+    }
+
+    /// The answer to the oldest request, or the end of the channel.
+    fn answered(
+        &mut self,
+        message: Message,
+    ) -> Result<Option<(Completion, Result<Option<OwnedFd>>)>> {
+        let id = message.header.request;
+        let wrong = |what: String| Error::new(libc::EPROTO, format!("reply {id}: {what}"));
+        let Some(awaited) = self.awaited.front() else {
+            return Err(wrong("nobody asked".into()));
+        };
+        if awaited.id != id {
+            let due = backend_request_name(awaited.id);
+            return Err(wrong(format!("the one to {due} is due")));
+        }
+        let value = decode_u64(&message.body).map_err(|e| wrong(e.to_string()))?;
+        let wanted = awaited.reply == Reply::Descriptor;
+        let most = usize::from(wanted && value == 0);
+        if message.fds.len() > most {
+            let fds = message.fds.len();
+            return Err(wrong(format!("{fds} descriptors, at most {most}")));
+        }
+        let completion = self.awaited.pop_front().and_then(|a| a.completion);
+        let refused = |what: String| {
+            let name = backend_request_name(id);
+            Err(Error::new(libc::EREMOTEIO, format!("{name}: {what}")))
+        };
+        let result = match (value, message.fds.into_iter().next()) {
+            // QEMU says that it has found an object and yet sends no descriptor on this socket.
+            (0, None) if wanted => refused("the front-end sent no descriptor".into()),
+            (0, fd) => Ok(fd),
+            (value, _) => refused(format!("the front-end answered {value:#x}")),
+        };
+        Ok(completion.map(|completion| (completion, result)))
+    }
+
+    /// The answers are still awaited, since they come in order; but nobody hears them any more.
+    fn overdue(&mut self, now: Instant) -> Vec<Completion> {
+        self.awaited
+            .iter_mut()
+            .filter_map(|awaited| awaited.completion.take_if(|c| c.is_overdue(now)))
+            .collect()
+    }
+
+    fn earliest_deadline(&self) -> Option<Instant> {
+        let completions = self.awaited.iter().filter_map(|a| a.completion.as_ref());
+        completions.filter_map(|c| c.deadline).min()
     }
 }
-
 /// Whether `fd` is one of the two ends of `connection`. Ours is the same file; the front-end's has the names of ours
 /// the other way round, and one of them is the path at which the connection was made.
 fn is_an_end_of(fd: BorrowedFd<'_>, connection: BorrowedFd<'_>) -> Result<bool> {
@@ -88,30 +166,128 @@ impl AsFd for BackendChannel {
 impl Session {
     pub(super) fn set_backend_req_fd(&mut self, message: &mut Message) -> Handled {
         if let Some(fd) = message.fds.pop() {
-            self.backend = Some(BackendChannel::new(fd, self.transport.as_fd())?);
+            let channel = BackendChannel::new(fd, self.transport.as_fd())?;
+            if let Some(old) = self.backend.replace(channel) {
+                let waiting = old.awaited.into_iter().filter_map(|a| a.completion);
+                self.cancel(waiting.chain(self.shared.outbox.reopen()), libc::ECANCELED);
+            }
+            self.shared.outbox.open(self.protocol_features);
+            self.call_all_in_band();
         }
         Ok(Answer::Done)
     }
 
-    /// Nothing asks for replies yet, so what comes is read and dropped; a front-end that closes its end just
-    /// has no channel any more.
-    pub(super) fn read_backend(&mut self) {
-        let Some(backend) = &mut self.backend else {
-            return;
+    /// The front-end has negotiated other features.
+    pub(super) fn refresh_channel(&self) {
+        if self.backend.is_some() {
+            self.shared.outbox.open(self.protocol_features);
+        }
+    }
+
+    /// Sends what waits, as far as the front-end takes it.
+    pub(super) fn serve_channel(&mut self) {
+        self.expire();
+        if let Err(error) = self.try_send() {
+            self.lose_channel(&error);
+        }
+    }
+
+    fn try_send(&mut self) -> Result<()> {
+        let reply_ack = self.protocol_features.contains(ProtocolFeatures::REPLY_ACK);
+        let Some(channel) = &mut self.backend else {
+            return Ok(());
         };
-        backend.flush();
-        let lost = loop {
-            match backend.transport.receive() {
-                Ok(Some(_)) => {}
-                Ok(None) => break backend.failed,
-                Err(_) => break true,
+        while channel.has_room()? {
+            let Some(request) = self.shared.outbox.next() else {
+                break;
+            };
+            self.shared.logger.debug(format_args!(
+                "to the front-end: {} ({}), {} bytes, {} descriptors",
+                backend_request_name(request.id),
+                request.id,
+                request.body.len(),
+                request.fds.len()
+            ));
+            count(&self.shared.counters.backend_requests);
+            if request.id == backend_id::CONFIG_CHANGE_MSG {
+                count(&self.shared.counters.config_changes);
             }
+            if let Some(completion) = channel.send(request, reply_ack) {
+                let finished = completion.with(Ok(None));
+                self.shared.stream.push(Event::Completed(finished));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in the front-end's answers. What is not one ends the channel; the connection goes on without.
+    pub(super) fn read_backend(&mut self) {
+        while let Some(channel) = &mut self.backend {
+            let received = channel.transport.receive();
+            let answered = match received {
+                Ok(None) => return,
+                Ok(Some(message)) => channel.answered(message),
+                Err(error) => Err(Error::new(error.errno(), error.to_string())),
+            };
+            match answered {
+                Ok(Some((completion, result))) => {
+                    if let Err(error) = &result {
+                        count(&self.shared.counters.backend_failures);
+                        self.shared.logger.warning(format_args!("{error}"));
+                    }
+                    let finished = completion.with(result);
+                    self.shared.stream.push(Event::Completed(finished));
+                }
+                Ok(None) => {}
+                Err(error) => self.lose_channel(&error),
+            }
+        }
+    }
+
+    fn lose_channel(&mut self, why: &Error) {
+        self.shared
+            .logger
+            .info(format_args!("the back-end channel has ended: {why}"));
+        self.close_channel();
+    }
+
+    /// There is no channel any more: whoever waits for an answer hears that none will come.
+    pub(super) fn close_channel(&mut self) {
+        let unsent = self.shared.outbox.close();
+        let sent = self.backend.take().map(|channel| channel.awaited);
+        let sent = sent.into_iter().flatten().filter_map(|a| a.completion);
+        self.cancel(sent.chain(unsent), libc::ECANCELED);
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        if self
+            .channel_deadline()
+            .is_none_or(|deadline| deadline > now)
+        {
+            return;
+        }
+        let sent = self.backend.as_mut().map(|channel| channel.overdue(now));
+        let unsent = self.shared.outbox.overdue(now);
+        self.cancel(sent.into_iter().flatten().chain(unsent), libc::ETIMEDOUT);
+    }
+
+    /// When the next answer is overdue.
+    pub(super) fn channel_deadline(&self) -> Option<Instant> {
+        let channel = self.backend.as_ref()?;
+        let unsent = self.shared.outbox.earliest_deadline();
+        channel.earliest_deadline().into_iter().chain(unsent).min()
+    }
+
+    fn cancel(&self, completions: impl Iterator<Item = Completion>, errno: i32) {
+        let why = match errno {
+            libc::ETIMEDOUT => "the front-end has not answered in time",
+            _ => "the channel to the front-end has ended",
         };
-        if lost {
-            self.backend = None;
-            self.shared
-                .logger
-                .info(format_args!("the front-end closed the back-end channel"));
+        for completion in completions {
+            count(&self.shared.counters.backend_failures);
+            let finished = completion.with(Err(Error::new(errno, why)));
+            self.shared.stream.push(Event::Completed(finished));
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The device's configuration space over the wire.
+//! The device's configuration space, and what else is fixed data, over the wire.
 
-use crate::protocol::messages::ConfigAccess;
+use crate::protocol::messages::{ConfigAccess, encode_shmem_config};
 use crate::stream::Event;
 use crate::transport::Message;
 
@@ -22,6 +22,11 @@ impl Session {
             payload: &payload,
         };
         Ok(Answer::Reply(reply.encode()))
+    }
+
+    pub(super) fn get_shmem_config(&mut self, _: &mut Message) -> Handled {
+        let sizes = &self.shared.config.shmem_regions;
+        Ok(Answer::Reply(encode_shmem_config(sizes)))
     }
 
     pub(super) fn set_config(&mut self, message: &mut Message) -> Handled {

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use crate::error::Error;
 use crate::protocol::features::ProtocolFeatures;
-use crate::protocol::messages::{DecodeError, encode_u64};
+use crate::protocol::messages::{DecodeError, encode_crypto_reply, encode_u64};
 use crate::protocol::requests::{self, ErrorReply, RequestSpec, id};
 use crate::stats::count;
 use crate::transport::Message;
@@ -17,8 +17,8 @@ pub(super) enum Answer {
     Done,
     /// The request's own reply.
     Reply(Vec<u8>),
-    /// The same, with a descriptor.
-    ReplyWithFd(Vec<u8>, OwnedFd),
+    /// The same, with descriptors.
+    ReplyWithFds(Vec<u8>, Vec<OwnedFd>),
 }
 
 impl Answer {
@@ -83,18 +83,26 @@ const HANDLERS: &[(u32, Handler)] = &[
     (id::SET_PROTOCOL_FEATURES, Session::set_protocol_features),
     (id::GET_QUEUE_NUM, Session::get_queue_num),
     (id::SET_VRING_ENABLE, Session::set_vring_enable),
+    (id::SEND_RARP, Session::send_rarp),
+    (id::NET_SET_MTU, Session::net_set_mtu),
     (id::SET_BACKEND_REQ_FD, Session::set_backend_req_fd),
     (id::SET_VRING_ENDIAN, Session::set_vring_endian),
     (id::GET_CONFIG, Session::get_config),
     (id::SET_CONFIG, Session::set_config),
+    (id::CREATE_CRYPTO_SESSION, Session::create_crypto_session),
+    (id::CLOSE_CRYPTO_SESSION, Session::close_crypto_session),
     (id::GET_INFLIGHT_FD, Session::get_inflight_fd),
     (id::SET_INFLIGHT_FD, Session::set_inflight_fd),
+    (id::GPU_SET_SOCKET, Session::gpu_set_socket),
     (id::RESET_DEVICE, Session::reset_device),
+    (id::VRING_KICK, Session::vring_kick),
     (id::GET_MAX_MEM_SLOTS, Session::get_max_mem_slots),
     (id::ADD_MEM_REG, Session::add_mem_reg),
     (id::REM_MEM_REG, Session::rem_mem_reg),
     (id::SET_STATUS, Session::set_status),
     (id::GET_STATUS, Session::get_status),
+    (id::GET_SHARED_OBJECT, Session::get_shared_object),
+    (id::GET_SHMEM_CONFIG, Session::get_shmem_config),
 ];
 
 fn handler(id: u32) -> Option<Handler> {
@@ -109,8 +117,7 @@ impl Session {
     pub(super) fn dispatch(&mut self, mut message: Message) -> Result<Option<Message>, End> {
         let header = message.header;
         let request = header.request;
-        let wants_ack =
-            header.need_reply() && self.protocol_features.contains(ProtocolFeatures::REPLY_ACK);
+        let wants_ack = self.wants_ack(&message);
         self.shared.logger.debug(format_args!(
             "{} ({request}), {} bytes, {} descriptors{}",
             requests::request_name(request),
@@ -125,7 +132,7 @@ impl Session {
         let spec = requests::lookup(request);
         match self.try_handle(spec, &mut message) {
             Ok(Answer::Reply(body)) => Ok(Some(Message::reply(request, body, Vec::new()))),
-            Ok(Answer::ReplyWithFd(body, fd)) => Ok(Some(Message::reply(request, body, vec![fd]))),
+            Ok(Answer::ReplyWithFds(body, fds)) => Ok(Some(Message::reply(request, body, fds))),
             Ok(Answer::Done) if wants_ack => Ok(Some(ack(request, 0))),
             Ok(Answer::Done) => Ok(None),
             Err(Fault::End(end)) => Err(end),
@@ -144,6 +151,11 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// The front-end asked for an acknowledgement, and may.
+    pub(super) fn wants_ack(&self, message: &Message) -> bool {
+        message.header.need_reply() && self.protocol_features.contains(ProtocolFeatures::REPLY_ACK)
     }
 
     fn try_handle(&mut self, spec: Option<&RequestSpec>, message: &mut Message) -> Handled {
@@ -206,10 +218,11 @@ fn error_reply(
         ErrorReply::Status(value) => encode_u64(value),
         ErrorReply::Empty => Vec::new(),
         ErrorReply::Zeroed => vec![0; size as usize],
-        // Its request is not served.
-        ErrorReply::NegativeSession | ErrorReply::Nothing => {
-            return wants_ack.then(|| ack(request, 1));
-        }
+        ErrorReply::NegativeSession => match encode_crypto_reply(size as usize, -1) {
+            Some(body) => body,
+            None => return wants_ack.then(|| ack(request, 1)),
+        },
+        ErrorReply::Nothing => return wants_ack.then(|| ack(request, 1)),
     };
     Some(Message::reply(request, body, Vec::new()))
 }

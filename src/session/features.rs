@@ -1,5 +1,6 @@
 //! Features, owner and status.
 
+use crate::device::Capabilities;
 use crate::protocol::features::{F_LOG_ALL, F_PROTOCOL_FEATURES, ProtocolFeatures};
 use crate::protocol::messages::{decode_status, decode_u64};
 use crate::stream::Event;
@@ -19,15 +20,33 @@ impl Session {
             | ProtocolFeatures::REPLY_ACK
             | ProtocolFeatures::BACKEND_REQ
             | ProtocolFeatures::CROSS_ENDIAN
+            | ProtocolFeatures::BACKEND_SEND_FD
+            | ProtocolFeatures::HOST_NOTIFIER
             | ProtocolFeatures::RESET_DEVICE
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS
             | ProtocolFeatures::STATUS;
+        for (capability, feature) in [
+            (Capabilities::RARP, ProtocolFeatures::RARP),
+            (Capabilities::MTU, ProtocolFeatures::MTU),
+            (Capabilities::CRYPTO, ProtocolFeatures::CRYPTO_SESSION),
+            (Capabilities::SHARED_OBJECT, ProtocolFeatures::SHARED_OBJECT),
+        ] {
+            if self.shared.capabilities.contains(capability) {
+                offered |= feature;
+            }
+        }
         let config = &self.shared.config;
         if config.inflight_area {
             offered |= ProtocolFeatures::INFLIGHT_SHMFD;
             if config.suspends {
                 offered |= ProtocolFeatures::GET_VRING_BASE_INFLIGHT;
             }
+        }
+        if config.shmem_regions.iter().any(|&size| size != 0) {
+            offered |= ProtocolFeatures::SHMEM;
+        }
+        if config.in_band_notifications {
+            offered |= ProtocolFeatures::INBAND_NOTIFICATIONS;
         }
         if !self.shared.config_space.lock().is_empty() {
             offered |= ProtocolFeatures::CONFIG;
@@ -103,9 +122,12 @@ impl Session {
                 ),
             ));
         }
+        Self::check_in_band(acked)?;
         self.shared.set_suspends_inflight(suspends);
-        let changed = bits != self.protocol_features.bits();
+        let changed = acked != self.protocol_features;
         self.protocol_features = acked;
+        self.refresh_channel();
+        self.switch_in_band();
         if changed && self.features_set {
             self.push_features();
         }
@@ -133,6 +155,7 @@ impl Session {
             self.reset_rings()?;
         }
         self.status = status;
+        self.shared.stream.push(Event::StatusSet { status });
         Ok(Answer::Done)
     }
 

@@ -6,7 +6,6 @@ use crate::context::hand_over::{offer_stream, told};
 use crate::context::owner::State;
 use crate::device::StopReason;
 use crate::error::Error;
-use crate::shared::Announcement;
 use crate::stats::count;
 use crate::stream::Event;
 
@@ -18,8 +17,8 @@ impl Session {
         self.renew_pins();
         self.report_broken()?;
         self.offer_queues();
+        self.serve_channel();
         offer_stream(&self.shared);
-        self.announce_changes();
         if self.shared.lifecycle.is_stopping() {
             return Err(End::Stop);
         }
@@ -97,20 +96,5 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    fn announce_changes(&mut self) {
-        if let Some(backend) = &mut self.backend {
-            backend.flush();
-        }
-        while let Some(announcement) = self.shared.next_announcement() {
-            // Without a channel there is nobody to tell; the front-end reads the config space when it starts.
-            if let Some(backend) = &mut self.backend {
-                match announcement {
-                    Announcement::ConfigChanged => backend.send_config_change(),
-                }
-                count(&self.shared.counters.config_changes);
-            }
-        }
     }
 }

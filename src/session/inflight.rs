@@ -41,7 +41,7 @@ impl Session {
             mmap_offset: 0,
             ..wanted
         };
-        Ok(Answer::ReplyWithFd(reply.encode(), file))
+        Ok(Answer::ReplyWithFds(reply.encode(), vec![file]))
     }
 
     /// Rings that are started from here on use it.

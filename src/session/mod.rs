@@ -1,16 +1,19 @@
 //! One connected front-end, on the internal thread: read a message, dispatch it, reply; then clean up.
 //!
+//! * [`ask`] questions that the device must answer
 //! * [`dispatch`] the table of handlers, refusals and replies
-//! * [`features`], [`memory`], [`vrings`], [`config`], [`backend_channel`] handlers by topic
+//! * [`features`], [`memory`], [`vrings`], [`config`], [`backend_channel`], [`in_band`] handlers by topic
 //! * [`housekeeping`] what every wait does; [`wait`] waiting for queues, interruptible by stop and hang-up
 //! * [`teardown`] the end of a connection
 
+mod ask;
 mod backend_channel;
 mod config;
 mod dirty_log;
 mod dispatch;
 mod features;
 mod housekeeping;
+mod in_band;
 mod inflight;
 mod memory;
 mod reset;

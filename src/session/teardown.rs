@@ -22,8 +22,10 @@ impl Session {
     pub(super) fn tear_down(mut self, end: End) {
         let (errno, reason, stop_reason) = self.describe(&end);
         let graceful = matches!(end, End::Stop);
-        self.backend = None;
-        self.shared.log_signal.clear(self.shared.internal.as_fd());
+        self.close_channel();
+        self.shared
+            .log_signal
+            .clear(self.shared.internal.as_fd(), false);
         if !graceful {
             // The peer must see at once that it is not served any more.
             self.transport.shutdown();
@@ -92,8 +94,8 @@ impl Session {
         queue.retire();
         queue.forget_setup();
         queue.set_enabled(false);
-        queue.call.clear(self.shared.internal.as_fd());
-        queue.err.clear(self.shared.internal.as_fd());
+        queue.call.clear(self.shared.internal.as_fd(), false);
+        queue.err.clear(self.shared.internal.as_fd(), false);
         if self
             .vrings
             .get(queue.index as usize)

@@ -30,7 +30,7 @@ impl Session {
         self.vrings.iter().any(|vring| vring.is_started())
     }
 
-    fn check_index(&self, index: u32) -> Result<usize, Fault> {
+    pub(super) fn check_index(&self, index: u32) -> Result<usize, Fault> {
         if (index as usize) < self.vrings.len() {
             return Ok(index as usize);
         }
@@ -75,7 +75,7 @@ impl Session {
         Ok(())
     }
 
-    fn queue(&self, index: usize) -> Result<Arc<Queue>, Fault> {
+    pub(super) fn queue(&self, index: usize) -> Result<Arc<Queue>, Fault> {
         self.shared
             .queue(index as u32)
             .ok_or_else(|| Fault::refuse(libc::EINVAL, format!("queue {index}: gone")))
@@ -228,6 +228,7 @@ impl Session {
         let (index, fd) = self.vring_fd(message)?;
         let source = match fd {
             Some(fd) => KickSource::from_fd(fd),
+            None if self.is_in_band() => KickSource::in_band(),
             None => KickSource::timer(),
         }
         .map_err(|e| descriptor_error(index, "kick", e))?;
@@ -238,6 +239,11 @@ impl Session {
             self.change_kick(index)?;
             return Ok(Answer::Done);
         }
+        self.start_ring(index, source);
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn start_ring(&mut self, index: usize, source: KickSource) {
         let after_event = self.shared.stream.newest();
         let vring = &mut self.vrings[index];
         vring.kick = Some(Arc::new(source));
@@ -245,7 +251,6 @@ impl Session {
         vring.after_event = after_event;
         self.used_since_owner = true;
         self.log_why_waiting(index);
-        Ok(Answer::Done)
     }
 
     fn change_kick(&mut self, index: usize) -> Result<(), Fault> {
@@ -287,7 +292,7 @@ impl Session {
                 .set(fd, self.shared.internal.as_fd())
                 .map_err(|e| descriptor_error(index, name, e)),
             None => {
-                signal.clear(self.shared.internal.as_fd());
+                signal.clear(self.shared.internal.as_fd(), self.is_in_band());
                 Ok(())
             }
         }
@@ -324,7 +329,7 @@ impl Session {
     }
 
     /// A device that runs disabled rings may have left buffers lying because this one was.
-    fn look_again(&self, queue: &Arc<Queue>) {
+    pub(super) fn look_again(&self, queue: &Arc<Queue>) {
         let ownership = queue.owner.load();
         if ownership.state == State::Owned
             && let Some(context) = registry::get(ownership.context)

@@ -3,13 +3,14 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::context::Mail;
 use crate::context::hand_over::{offer_stream, told};
 use crate::context::owner::State;
 use crate::device::StopReason;
 use crate::error::Error;
+use crate::shared::poll_timeout;
 use crate::sync::Arc;
 use crate::virtqueue::Queue;
 
@@ -35,8 +36,11 @@ impl Session {
         if let Some(backend) = &self.backend {
             fds.push(PollFd::new(backend.as_fd(), backend.interest()));
         }
+        let timeout = self
+            .channel_deadline()
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
         // Every signal is blocked on this thread, so there is no EINTR; other errors show up as no events.
-        let _ = poll(&mut fds, PollTimeout::NONE);
+        let _ = poll(&mut fds, poll_timeout(timeout));
         let seen = fds[1].revents().unwrap_or(PollFlags::empty());
         let backend_ready = fds.get(2).is_some_and(|fd| fd.any() == Some(true));
         self.shared.internal.silence();

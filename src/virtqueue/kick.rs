@@ -1,4 +1,5 @@
-//! Where a queue's kicks come from: the front-end's descriptor, or a timer for a ring without one.
+//! Where a queue's kicks come from: the front-end's descriptor, its messages, or a timer for a ring without
+//! either.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
@@ -6,6 +7,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
@@ -16,7 +18,11 @@ use super::signal::set_nonblocking;
 const POLL_INTERVAL: Duration = Duration::from_micros(250);
 
 #[derive(Debug)]
-pub(crate) struct KickSource(OwnedFd);
+pub(crate) struct KickSource {
+    fd: OwnedFd,
+    /// The internal thread signals it, when a message says so.
+    in_band: bool,
+}
 
 /// What a read of the kick descriptor said.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,7 +41,7 @@ impl KickSource {
         // A loop of the application is never asked to watch what cannot be watched.
         let probe = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         probe.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-        Ok(KickSource(fd))
+        Ok(Self::new(fd))
     }
 
     pub(crate) fn timer() -> Result<Self, Errno> {
@@ -47,17 +53,39 @@ impl KickSource {
             Expiration::Interval(TimeSpec::from_duration(POLL_INTERVAL)),
             TimerSetTimeFlags::empty(),
         )?;
-        Ok(KickSource(OwnedFd::from(timer)))
+        Ok(Self::new(OwnedFd::from(timer)))
+    }
+
+    /// For kicks that come as messages (the protocol feature INBAND_NOTIFICATIONS).
+    pub(crate) fn in_band() -> Result<Self, Errno> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Ok(KickSource {
+            fd: EventFd::from_flags(flags)?.into(),
+            in_band: true,
+        })
+    }
+
+    fn new(fd: OwnedFd) -> Self {
+        KickSource { fd, in_band: false }
+    }
+
+    /// A message has come. False if this one is signalled by other means.
+    pub(crate) fn signal(&self) -> bool {
+        if self.in_band {
+            // A full counter is a signal already.
+            let _ = nix::unistd::write(&self.fd, &1u64.to_ne_bytes());
+        }
+        self.in_band
     }
 
     pub(crate) fn raw(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.fd.as_raw_fd()
     }
 
     /// Takes the signal off. One bounded read: what is left makes the loop call again.
     pub(crate) fn drain(&self) -> Drained {
         let mut buffer = [0u8; 512];
-        match nix::unistd::read(&self.0, &mut buffer) {
+        match nix::unistd::read(&self.fd, &mut buffer) {
             Ok(0) => Drained::Gone,
             Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => Drained::Ok,
             Err(errno) => Drained::Failed(errno),
@@ -66,13 +94,13 @@ impl KickSource {
 
     /// Something is there to drain; does not block.
     pub(crate) fn is_ready(&self) -> bool {
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(n) if n > 0)
     }
 
     /// Nobody can signal it any more.
     pub(crate) fn is_gone(&self) -> bool {
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::empty())];
         // An error here is no news about the descriptor.
         poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].any() == Some(true)
     }
@@ -80,7 +108,7 @@ impl KickSource {
 
 impl AsFd for KickSource {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
@@ -110,6 +138,17 @@ mod tests {
         drop(writer);
         assert!(source.is_gone());
         assert_eq!(source.drain(), Drained::Gone);
+    }
+
+    #[test]
+    fn messages_signal_an_event_of_our_own() {
+        let source = KickSource::in_band().unwrap();
+        assert!(!source.is_ready());
+        assert!(source.signal() && source.is_ready());
+        assert_eq!(source.drain(), Drained::Ok);
+        assert!(!source.is_ready());
+        let timer = KickSource::timer().unwrap();
+        assert!(!timer.signal(), "it has its own time");
     }
 
     #[test]

@@ -17,6 +17,16 @@ const NONE: u8 = 0;
 const QUIET: u8 = 1;
 /// A socket or a pipe: a write to one without a reader raises SIGPIPE.
 const LOUD: u8 = 2;
+/// No descriptor: a message takes its place.
+const IN_BAND: u8 = 3;
+
+/// What is left to do for a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signalled {
+    Done,
+    /// The front-end must be sent a message.
+    InBand,
+}
 
 /// Makes the descriptor non-blocking. The flag belongs to the open file, so the peer sees it too.
 pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -109,24 +119,39 @@ impl SignalFd {
         Ok(())
     }
 
-    /// Gives the peer's descriptor up.
-    pub(crate) fn clear(&self, placeholder: BorrowedFd<'_>) {
-        self.kind.store(NONE, Ordering::Release);
+    /// Gives the peer's descriptor up. With `in_band`, messages take its place.
+    pub(crate) fn clear(&self, placeholder: BorrowedFd<'_>, in_band: bool) {
+        let kind = if in_band { IN_BAND } else { NONE };
+        self.kind.store(kind, Ordering::Release);
         self.quiet.clear(placeholder);
         self.loud.clear(placeholder);
     }
 
+    /// Whether messages take the place of a descriptor where there is none.
+    pub(crate) fn allow_in_band(&self, allow: bool) {
+        let (from, to) = if allow {
+            (NONE, IN_BAND)
+        } else {
+            (IN_BAND, NONE)
+        };
+        // Release as in `set`; only the internal thread changes the kind, so there is nothing to race with.
+        let _ = self
+            .kind
+            .compare_exchange(from, to, Ordering::Release, Ordering::Relaxed);
+    }
+
     /// Signals the peer. An error is returned once per descriptor, so that it is logged once.
-    pub(crate) fn signal(&self) -> Result<(), Errno> {
+    pub(crate) fn signal(&self) -> Result<Signalled, Errno> {
         let result = match self.kind.load(Ordering::Acquire) {
-            NONE => return Ok(()),
+            NONE => return Ok(Signalled::Done),
+            IN_BAND => return Ok(Signalled::InBand),
             QUIET => write_one(self.quiet.borrow()),
             _ => write_quietly(self.loud.borrow()),
         };
         match result {
             // A full counter or buffer: the peer has a signal pending anyway.
-            Ok(()) | Err(Errno::EAGAIN) => Ok(()),
-            Err(_) if self.failure_reported.swap(true, Ordering::Relaxed) => Ok(()),
+            Ok(()) | Err(Errno::EAGAIN) => Ok(Signalled::Done),
+            Err(_) if self.failure_reported.swap(true, Ordering::Relaxed) => Ok(Signalled::Done),
             Err(errno) => Err(errno),
         }
     }
@@ -186,9 +211,25 @@ mod tests {
         signal.signal().unwrap();
         assert_eq!(first.read(), Err(Errno::EAGAIN));
         assert_eq!(second.read(), Ok(1));
-        signal.clear(placeholder.as_fd());
+        signal.clear(placeholder.as_fd(), false);
         signal.signal().unwrap();
         assert_eq!(second.read(), Err(Errno::EAGAIN));
+    }
+
+    #[test]
+    fn messages_take_the_place_of_a_missing_descriptor_only() {
+        let signal = SignalFd::new();
+        let (fd, placeholder) = (eventfd(), eventfd());
+        signal.allow_in_band(true);
+        assert_eq!(signal.signal(), Ok(Signalled::InBand));
+        signal.set(owned(&fd), placeholder.as_fd()).unwrap();
+        signal.allow_in_band(true);
+        assert_eq!(signal.signal(), Ok(Signalled::Done));
+        assert_eq!(fd.read(), Ok(1));
+        signal.clear(placeholder.as_fd(), true);
+        assert_eq!(signal.signal(), Ok(Signalled::InBand));
+        signal.allow_in_band(false);
+        assert_eq!(signal.signal(), Ok(Signalled::Done));
     }
 
     #[test]
@@ -197,7 +238,7 @@ mod tests {
         full.write(u64::MAX - 1).unwrap();
         let signal = SignalFd::new();
         signal.set(owned(&full), eventfd().as_fd()).unwrap();
-        assert_eq!(signal.signal(), Ok(()));
+        assert_eq!(signal.signal(), Ok(Signalled::Done));
     }
 
     #[test]
@@ -208,7 +249,7 @@ mod tests {
             let signal = SignalFd::new();
             signal.set(fd, eventfd().as_fd()).unwrap();
             assert_eq!(signal.signal(), Err(Errno::EPIPE));
-            assert_eq!(signal.signal(), Ok(()), "reported twice");
+            assert_eq!(signal.signal(), Ok(Signalled::Done), "reported twice");
         }
     }
 

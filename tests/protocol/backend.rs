@@ -113,18 +113,30 @@ fn a_channel_on_which_nonsense_comes() {
             .set(req::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()])
             .unwrap();
         drop(theirs);
-        // Replies that nobody asked for, with descriptors, then what is no message at all.
+        // A reply that nobody asked for, with a descriptor.
         let socket = crate::sim::socket::Socket::new(ours.try_clone().unwrap());
         let flags = wire::VERSION | wire::FLAG_REPLY;
         let reply = wire::message(backend_req::CONFIG_CHANGE_MSG, flags, &[0; 8]);
         let fds = process::open_fds();
-        for _ in 0..100 {
-            socket
-                .send_all(&reply, &[ours.as_raw_fd()], Deadline::after(SOON))
-                .unwrap();
-        }
-        eventually("descriptors", Deadline::after(SOON), fds, process::open_fds);
+        socket
+            .send_all(&reply, &[ours.as_raw_fd()], Deadline::after(SOON))
+            .unwrap();
+        socket.wait_closed(Deadline::after(SOON)).unwrap();
+        eventually(
+            "descriptors",
+            Deadline::after(SOON),
+            fds - 1,
+            process::open_fds,
+        );
+        change(rig);
         works(&mut s);
+        // What is no message at all.
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        s.fe()
+            .set(req::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()])
+            .unwrap();
+        drop(theirs);
+        let socket = crate::sim::socket::Socket::new(ours);
         socket
             .send_all(&[0xff; 64], &[], Deadline::after(SOON))
             .unwrap();

@@ -1,10 +1,13 @@
 //! An echo device that writes down what it hears, and keeps elements when it is told to.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use vu_server::{Device, Element, Kick, StopReason, Virtqueue};
+use vu_server::{Capabilities, CryptoSession, Device, Element, Kick, StopReason, Virtqueue};
+
+use crate::sim::EventFd;
 
 /// How long anything may take that nothing should delay.
 pub const SOON: Duration = Duration::from_secs(10);
@@ -36,6 +39,13 @@ pub enum Event {
         errno: i32,
         reason: String,
     },
+    Rarp([u8; 6]),
+    Mtu(u16),
+    SharedObject([u8; 16]),
+    CreateSession(CryptoSession),
+    CloseSession(u64),
+    GpuSocket,
+    Status(u8),
 }
 
 /// The lengths of an element's buffers.
@@ -65,6 +75,15 @@ pub struct Script {
     in_stall: AtomicBool,
     last_shape: Mutex<Shape>,
     connections: AtomicU64,
+    /// What the device says that it implements.
+    capabilities: Capabilities,
+    /// With which errno questions are answered; 0 is success.
+    errno: AtomicI32,
+    /// The ID of the next crypto session.
+    pub session_id: AtomicU64,
+    pub gpu_socket: Mutex<Option<OwnedFd>>,
+    /// Questions are not answered while it is set.
+    mute: Mutex<bool>,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -72,6 +91,13 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Script {
+    pub fn able(capabilities: Capabilities) -> Self {
+        Script {
+            capabilities,
+            ..Script::default()
+        }
+    }
+
     fn note(&self, event: Event) {
         lock(&self.events).push(event);
         self.changed.notify_all();
@@ -175,6 +201,31 @@ impl Script {
         self.take_held().into_iter().for_each(answer);
     }
 
+    /// From here on questions are answered with this errno, or well again.
+    pub fn fail_with(&self, errno: i32) {
+        // Relaxed: the test orders it before the question that matters.
+        self.errno.store(errno, Ordering::Relaxed);
+    }
+
+    /// From here on the device thinks about questions, or answers what it has been asked.
+    pub fn mute(&self, mute: bool) {
+        *lock(&self.mute) = mute;
+        self.changed.notify_all();
+    }
+
+    /// A question of the front-end's: noted, thought about, and answered.
+    fn asked(&self, question: Event) -> vu_server::Result<()> {
+        self.note(question);
+        let mute = lock(&self.mute);
+        let waited = self.changed.wait_timeout_while(mute, SOON, |mute| *mute);
+        let timed_out = waited.unwrap_or_else(|poison| poison.into_inner()).1;
+        assert!(!timed_out.timed_out(), "mute for {SOON:?}");
+        match self.errno.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            errno => Err(vu_server::Error::new(errno, "as scripted")),
+        }
+    }
+
     /// The buffers of the newest element.
     pub fn last_shape(&self) -> Shape {
         lock(&self.last_shape).clone()
@@ -188,6 +239,15 @@ pub fn answer(element: Element) {
     element
         .complete(written)
         .expect("no more written than there is room for");
+}
+
+/// What the device has exported: an eventfd with this count.
+pub const OBJECT: u64 = 0x0b1e_c7ed;
+
+fn object() -> OwnedFd {
+    let object = EventFd::new().unwrap();
+    object.add(OBJECT).unwrap();
+    object.into()
 }
 
 pub struct Scripted(pub Arc<Script>);
@@ -258,5 +318,42 @@ impl Device for Scripted {
             errno,
             reason: reason.to_owned(),
         });
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities
+    }
+
+    fn send_rarp(&self, mac: [u8; 6]) -> vu_server::Result<()> {
+        self.0.asked(Event::Rarp(mac))
+    }
+
+    fn net_set_mtu(&self, mtu: u16) -> vu_server::Result<()> {
+        self.0.asked(Event::Mtu(mtu))
+    }
+
+    fn create_crypto_session(&self, session: &CryptoSession) -> vu_server::Result<u64> {
+        self.0.asked(Event::CreateSession(session.clone()))?;
+        Ok(self.0.session_id.load(Ordering::Relaxed))
+    }
+
+    fn close_crypto_session(&self, id: u64) -> vu_server::Result<()> {
+        self.0.asked(Event::CloseSession(id))
+    }
+
+    fn gpu_set_socket(&self, socket: OwnedFd) -> vu_server::Result<()> {
+        self.0.asked(Event::GpuSocket)?;
+        *lock(&self.0.gpu_socket) = Some(socket);
+        Ok(())
+    }
+
+    fn status_set(&self, status: u8) {
+        self.0.note(Event::Status(status));
+    }
+
+    fn shared_object(&self, uuid: [u8; 16]) -> vu_server::Result<OwnedFd> {
+        // Before the answer: a late one holds it.
+        let object = object();
+        self.0.asked(Event::SharedObject(uuid)).map(|()| object)
     }
 }

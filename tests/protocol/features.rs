@@ -31,6 +31,8 @@ fn what_is_offered() {
                 | protocol_feature::REPLY_ACK
                 | protocol_feature::BACKEND_REQ
                 | protocol_feature::CROSS_ENDIAN
+                | protocol_feature::BACKEND_SEND_FD
+                | protocol_feature::HOST_NOTIFIER
                 | protocol_feature::CONFIG
                 | protocol_feature::INFLIGHT_SHMFD
                 | protocol_feature::RESET_DEVICE

@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 
 use vu_server::{Address, Context, Level, Server, ServerBuilder};
@@ -15,6 +15,11 @@ use crate::sim::{echo, eventually, process};
 
 /// One test at a time: each counts the process's file descriptors.
 static ALONE: Mutex<()> = Mutex::new(());
+
+/// For a test with a server of its own.
+pub fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(|poison| poison.into_inner())
+}
 
 pub const CONFIG_SIZE: usize = 64;
 /// The driver may write these bytes of the config space.
@@ -39,7 +44,18 @@ pub fn run_with(
     configure: impl FnOnce(ServerBuilder) -> ServerBuilder,
     test: impl FnOnce(&Rig),
 ) {
-    run_in(name, configure, |rig, ctx| {
+    run_device(name, Script::default(), configure, test);
+}
+
+/// As [`run_with`], with a device that does what `script` says.
+#[track_caller]
+pub fn run_device(
+    name: &str,
+    script: Script,
+    configure: impl FnOnce(ServerBuilder) -> ServerBuilder,
+    test: impl FnOnce(&Rig),
+) {
+    run_device_in(name, script, configure, |rig, ctx| {
         let looper = Looper::start(ctx);
         test(rig);
         rig.server.stop().unwrap();
@@ -54,7 +70,18 @@ pub fn run_in(
     configure: impl FnOnce(ServerBuilder) -> ServerBuilder,
     test: impl FnOnce(&Rig, &Arc<Context>),
 ) {
-    let _alone = ALONE.lock().unwrap_or_else(|poison| poison.into_inner());
+    run_device_in(name, Script::default(), configure, test);
+}
+
+/// As [`run_device`], and the test itself dispatches the context.
+#[track_caller]
+pub fn run_device_in(
+    name: &str,
+    script: Script,
+    configure: impl FnOnce(ServerBuilder) -> ServerBuilder,
+    test: impl FnOnce(&Rig, &Arc<Context>),
+) {
+    let _alone = alone();
     let _hang = HangGuard::secs(name, 120);
     // Rust programs ignore it; one that does not must survive a peer that goes away, too.
     // SAFETY: no handler is installed.
@@ -62,7 +89,7 @@ pub fn run_in(
     let before = process::fd_targets();
     {
         let ctx = Arc::new(Context::epoll().unwrap());
-        let rig = Rig::start(configure, &ctx);
+        let rig = Rig::start(script, configure, &ctx);
         test(&rig, &ctx);
         rig.server.stop().unwrap();
         assert!(!rig.path.exists(), "the socket file is left");
@@ -111,15 +138,16 @@ impl Drop for Looper {
 }
 
 impl Rig {
-    fn start(configure: impl FnOnce(ServerBuilder) -> ServerBuilder, ctx: &Context) -> Self {
+    fn start(
+        script: Script,
+        configure: impl FnOnce(ServerBuilder) -> ServerBuilder,
+        ctx: &Context,
+    ) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("vu-protocol-{}-{number}.sock", std::process::id());
         let path = std::env::temp_dir().join(name);
-        let (device, lines) = (
-            Arc::new(Script::default()),
-            Arc::new(Mutex::new(Vec::new())),
-        );
+        let (device, lines) = (Arc::new(script), Arc::new(Mutex::new(Vec::new())));
         let sink = lines.clone();
         let config: Vec<u8> = (0..CONFIG_SIZE as u8).collect();
         let mut writable = vec![0; CONFIG_SIZE];

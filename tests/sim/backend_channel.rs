@@ -1,5 +1,6 @@
 //! The channel on which the back-end sends requests of its own.
 
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -40,9 +41,13 @@ impl BackendChannel {
 
     /// Answers a request with `value`, asked for or not.
     pub fn ack(&self, request: &BackendRequest, value: u64) -> Result<()> {
-        let flags = wire::VERSION | wire::FLAG_REPLY;
-        let bytes = wire::message(request.header.request, flags, &value.to_ne_bytes());
-        self.socket.send_all(&bytes, &[], self.deadline())
+        self.reply(request.header.request, &value.to_ne_bytes(), &[])
+    }
+
+    /// Whatever it is an answer to.
+    pub fn reply(&self, request: u32, body: &[u8], fds: &[RawFd]) -> Result<()> {
+        let bytes = wire::message(request, wire::VERSION | wire::FLAG_REPLY, body);
+        self.socket.send_all(&bytes, fds, self.deadline())
     }
 
     /// Takes the next request, which has to be CONFIG_CHANGE_MSG, and

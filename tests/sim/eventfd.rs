@@ -26,6 +26,11 @@ impl EventFd {
         Ok(EventFd(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// One that came from the peer.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        EventFd(fd)
+    }
+
     pub fn add(&self, value: u64) -> Result<()> {
         let bytes = value.to_ne_bytes();
         // SAFETY: the buffer is eight readable bytes.
@@ -93,5 +98,11 @@ impl AsRawFd for EventFd {
 impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+impl From<EventFd> for OwnedFd {
+    fn from(eventfd: EventFd) -> Self {
+        eventfd.0
     }
 }

@@ -23,6 +23,7 @@ const MAX_BODY: u32 = 1 << 20;
 pub struct Socket(UnixStream);
 
 /// A received message: a reply, or a request of the back-end.
+#[derive(Debug)]
 pub struct Message {
     pub header: Header,
     pub body: Vec<u8>,

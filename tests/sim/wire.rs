@@ -57,6 +57,7 @@ pub mod req {
     pub const GET_SHARED_OBJECT: u32 = 41;
     pub const SET_DEVICE_STATE_FD: u32 = 42;
     pub const CHECK_DEVICE_STATE: u32 = 43;
+    pub const GET_SHMEM_CONFIG: u32 = 44;
 }
 
 /// Requests of the back-end.
@@ -66,6 +67,11 @@ pub mod backend_req {
     pub const VRING_HOST_NOTIFIER_MSG: u32 = 3;
     pub const VRING_CALL: u32 = 4;
     pub const VRING_ERR: u32 = 5;
+    pub const SHARED_OBJECT_ADD: u32 = 6;
+    pub const SHARED_OBJECT_REMOVE: u32 = 7;
+    pub const SHARED_OBJECT_LOOKUP: u32 = 8;
+    pub const SHMEM_MAP: u32 = 9;
+    pub const SHMEM_UNMAP: u32 = 10;
 }
 
 /// Feature bits, as masks.
@@ -84,11 +90,15 @@ pub mod feature {
 pub mod protocol_feature {
     pub const MQ: u64 = 1 << 0;
     pub const LOG_SHMFD: u64 = 1 << 1;
+    pub const RARP: u64 = 1 << 2;
     pub const REPLY_ACK: u64 = 1 << 3;
+    pub const MTU: u64 = 1 << 4;
     pub const BACKEND_REQ: u64 = 1 << 5;
     pub const CROSS_ENDIAN: u64 = 1 << 6;
+    pub const CRYPTO_SESSION: u64 = 1 << 7;
     pub const CONFIG: u64 = 1 << 9;
     pub const BACKEND_SEND_FD: u64 = 1 << 10;
+    pub const HOST_NOTIFIER: u64 = 1 << 11;
     pub const INFLIGHT_SHMFD: u64 = 1 << 12;
     pub const RESET_DEVICE: u64 = 1 << 13;
     pub const INBAND_NOTIFICATIONS: u64 = 1 << 14;
@@ -96,9 +106,11 @@ pub mod protocol_feature {
     pub const STATUS: u64 = 1 << 16;
     pub const XEN_MMAP: u64 = 1 << 17;
     pub const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
+    pub const SHARED_OBJECT: u64 = 1 << 18;
+    pub const SHMEM: u64 = 1 << 22;
 }
 
-const NAMES: [&str; 44] = [
+const NAMES: [&str; 45] = [
     "NONE",
     "GET_FEATURES",
     "SET_FEATURES",
@@ -143,6 +155,7 @@ const NAMES: [&str; 44] = [
     "GET_SHARED_OBJECT",
     "SET_DEVICE_STATE_FD",
     "CHECK_DEVICE_STATE",
+    "GET_SHMEM_CONFIG",
 ];
 
 pub fn name(request: u32) -> &'static str {
@@ -271,6 +284,12 @@ pub fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     let mut field = [0; 4];
     field.copy_from_slice(&bytes[offset..offset + 4]);
     u32::from_ne_bytes(field)
+}
+
+pub fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    let mut field = [0; 8];
+    field.copy_from_slice(&bytes[offset..offset + 8]);
+    u64::from_ne_bytes(field)
 }
 
 /// A body that is one u64.

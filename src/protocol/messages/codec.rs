@@ -120,6 +120,19 @@ impl<'a> BodyReader<'a> {
         Ok(*bytes)
     }
 
+    /// Passes over bytes that mean nothing.
+    pub(super) fn skip(&mut self, count: usize) -> Result<(), DecodeError> {
+        if self.rest().len() < count {
+            return Err(DecodeError::Size {
+                what: self.what,
+                expected: self.at + count,
+                actual: self.body.len(),
+            });
+        }
+        self.at += count;
+        Ok(())
+    }
+
     pub(super) fn u8(&mut self) -> Result<u8, DecodeError> {
         self.take::<1>().map(|[byte]| byte)
     }

@@ -113,6 +113,32 @@ impl VringFd {
     }
 }
 
+/// The body of VRING_HOST_NOTIFIER_MSG: what is to be mapped for the driver, as the doorbell of a vring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VringArea {
+    pub index: u8,
+    /// There is no descriptor: the doorbell is withdrawn.
+    pub nofd: bool,
+    pub size: u64,
+    pub offset: u64,
+}
+
+impl VringArea {
+    pub const SIZE: usize = 24;
+
+    pub fn encode(&self) -> Vec<u8> {
+        let vring = VringFd {
+            index: self.index.into(),
+            nofd: self.nofd,
+        };
+        BodyWriter::new(Self::SIZE)
+            .bytes(&vring.encode())
+            .u64(self.size)
+            .u64(self.offset)
+            .finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +181,18 @@ mod tests {
             assert_eq!(VringFd::decode(&encode_u64(word)), Ok(fd));
             assert_eq!(fd.encode(), encode_u64(word));
         }
+    }
+
+    #[test]
+    fn an_area_is_word_then_size_then_offset() {
+        let area = VringArea {
+            index: 3,
+            nofd: true,
+            size: 0x1000,
+            offset: 0x2000,
+        };
+        let words = [0x103u64, 0x1000, 0x2000].map(u64::to_ne_bytes);
+        assert_eq!(area.encode(), words.concat());
     }
 
     #[test]

@@ -4,8 +4,9 @@ use super::checks::{BodySize, FdCount, POSTCOPY_MARKER_SIZE};
 use super::{ErrorReply, RequestSpec, id};
 use crate::protocol::features::ProtocolFeatures as Feature;
 use crate::protocol::messages::{
-    CONFIG_HEAD_SIZE, DeviceStateTransfer, Inflight, Iotlb, Log, MAX_CONFIG_SIZE, MAX_REGIONS,
-    MemoryRegion, SingleRegion, TABLE_HEAD_SIZE, UUID_SIZE, VringAddr, VringState,
+    CONFIG_HEAD_SIZE, CRYPTO_SESSION_NEW, CRYPTO_SESSION_OLD, DeviceStateTransfer, Inflight, Iotlb,
+    Log, MAX_CONFIG_SIZE, MAX_REGIONS, MemoryRegion, SingleRegion, TABLE_HEAD_SIZE, UUID_SIZE,
+    VringAddr, VringState,
 };
 use crate::protocol::{MAX_BODY, MAX_FDS};
 
@@ -21,10 +22,8 @@ const REGIONS: BodySize = BodySize::Table {
     max: MAX_REGIONS,
 };
 
-/// The structure differs between front-ends and their versions: it holds key
-/// buffers of 64 + 512 bytes or, since asymmetric sessions, of 1024, and under
-/// 128 bytes of parameters. The device judges the exact size.
-const CRYPTO_SESSION: BodySize = BodySize::Range(576, 2048);
+/// The structure differs between versions of front-ends.
+const CRYPTO_SESSION: BodySize = BodySize::Either(CRYPTO_SESSION_OLD, CRYPTO_SESSION_NEW);
 
 /// A device-state error carries the invalid-descriptor flag, or the front-end
 /// would look for a descriptor.

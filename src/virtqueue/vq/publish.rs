@@ -1,6 +1,9 @@
 //! Completing and publishing: staged by the owner, or at once by anybody else.
 
+use nix::errno::Errno;
+
 use crate::error::{Error, Result};
+use crate::virtqueue::signal::Signalled;
 use crate::virtqueue::slot::Slot;
 use crate::virtqueue::used::UsedElem;
 
@@ -51,24 +54,29 @@ impl Queue {
 
     /// Signals the call descriptor; one that cannot be signalled is logged once.
     pub(crate) fn notify(&self) {
-        if let Err(errno) = self.call.signal() {
-            self.server.logger.warning(format_args!(
-                "queue {}: call descriptor: {}",
-                self.index,
-                errno.desc()
-            ));
+        match self.call.signal() {
+            Ok(Signalled::Done) => {}
+            Ok(Signalled::InBand) => self.server.call_in_band(self.index),
+            Err(errno) => self.log_signal("call", errno),
         }
     }
 
     /// Tells the front-end that the ring is broken.
     pub(crate) fn signal_error(&self) {
-        if let Err(errno) = self.err.signal() {
-            self.server.logger.warning(format_args!(
-                "queue {}: err descriptor: {}",
-                self.index,
-                errno.desc()
-            ));
+        match self.err.signal() {
+            Ok(Signalled::Done) => {}
+            Ok(Signalled::InBand) => self.server.error_in_band(self.index),
+            Err(errno) => self.log_signal("err", errno),
         }
+    }
+
+    #[cold]
+    fn log_signal(&self, name: &str, errno: Errno) {
+        self.server.logger.warning(format_args!(
+            "queue {}: {name} descriptor: {}",
+            self.index,
+            errno.desc()
+        ));
     }
 
     /// Stages the completion of an element of the running epoch. False, with nothing done, if it is of one that
