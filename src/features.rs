@@ -7,8 +7,11 @@ pub(crate) const EVENT_IDX: u64 = 1 << 29;
 /// VIRTIO_F_VERSION_1.
 pub(crate) const VERSION_1: u64 = 1 << 32;
 
+/// VIRTIO_F_ACCESS_PLATFORM: the driver's addresses may go through an IOMMU.
+pub(crate) const ACCESS_PLATFORM: u64 = 1 << 33;
+
 /// Offered for every device.
-pub(crate) const LIBRARY: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1;
+pub(crate) const LIBRARY: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1 | ACCESS_PLATFORM;
 
 /// Bits 24 to 49 belong to the transport and the rings; a device class must not offer them.
 pub(crate) const RESERVED: u64 = ((1 << 50) - 1) & !((1 << 24) - 1);

@@ -94,6 +94,8 @@ mod log;
 #[allow(unsafe_code)]
 mod memory;
 #[cfg(not(loom))]
+mod misses;
+#[cfg(not(loom))]
 mod outbox;
 #[cfg(not(loom))]
 #[doc(hidden)]

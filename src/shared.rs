@@ -12,9 +12,10 @@ use crate::device::{Capabilities, Device};
 use crate::error::{Error, Result};
 use crate::lifecycle::Lifecycle;
 use crate::log::Logger;
-use crate::memory::TableCell;
+use crate::memory::{Access, TableCell};
+use crate::misses::Misses;
 use crate::outbox::{Finished, Outbox, Reply};
-use crate::protocol::messages::VringState;
+use crate::protocol::messages::{Iotlb, IotlbKind, VringState};
 use crate::protocol::requests::backend_id;
 use crate::stats::ServerCounters;
 use crate::stream::Stream;
@@ -128,6 +129,8 @@ pub(crate) struct Shared {
     pub(crate) config_space: Mutex<ConfigSpace>,
     /// What the front-end shall be told on the back-end channel.
     pub(crate) outbox: Outbox,
+    /// Translations that the front-end has been asked for.
+    pub(crate) misses: Misses,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) counters: ServerCounters,
     /// What the other door knows this server as; null if it was not made there.
@@ -165,6 +168,7 @@ impl Shared {
             suspends_inflight: AtomicBool::new(false),
             config_space: Mutex::new(config_space),
             outbox,
+            misses: Misses::default(),
             lifecycle: Lifecycle::new(),
             counters: ServerCounters::default(),
             handle: AtomicPtr::new(std::ptr::null_mut()),
@@ -387,6 +391,31 @@ impl Shared {
             self.logger
                 .warning(format_args!("log descriptor: {}", errno.desc()));
         }
+    }
+
+    // ---- addresses behind an IOMMU ----------------------------------------------------------------------
+
+    /// Any thread: asks the front-end for a translation, once. Without a channel it can only come by itself.
+    pub(crate) fn ask_for_translation(&self, iova: u64, access: Access) {
+        if self.misses.add(iova, access.permission()) {
+            let _ = self.send_iotlb(IotlbKind::Miss, iova, access);
+        }
+    }
+
+    /// Any thread: tells the front-end that the guest has asked for what its IOMMU forbids.
+    pub(crate) fn tell_denied(&self, iova: u64, access: Access) {
+        let _ = self.send_iotlb(IotlbKind::AccessFail, iova, access);
+    }
+
+    fn send_iotlb(&self, kind: IotlbKind, iova: u64, access: Access) -> Result<()> {
+        let message = Iotlb {
+            iova,
+            size: 0,
+            user_address: 0,
+            permissions: access.permission(),
+            kind,
+        };
+        self.notify_front_end(backend_id::IOTLB_MSG, &message.encode(), Reply::Nothing)
     }
 
     // ---- features and config space ----------------------------------------------------------------------

@@ -34,6 +34,8 @@ mod framing;
 mod in_band;
 #[path = "protocol/inflight.rs"]
 mod inflight;
+#[path = "protocol/iotlb.rs"]
+mod iotlb;
 #[path = "protocol/memory.rs"]
 mod memory;
 #[path = "protocol/memory_slots.rs"]

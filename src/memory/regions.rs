@@ -67,15 +67,22 @@ impl Regions {
 
     /// The host pointer of `len` bytes at the front-end's own address, if one region holds them all.
     pub(crate) fn translate_user(&self, user_addr: u64, len: u64) -> Option<*mut u8> {
+        let (host, run) = self.user_run(user_addr)?;
+        (len <= run).then_some(host)
+    }
+
+    /// Where the front-end's own address lies, and how many bytes its region has from there on.
+    pub(super) fn user_run(&self, user_addr: u64) -> Option<(*mut u8, u64)> {
         let below = self
             .by_user
             .partition_point(|&i| self.all[usize::from(i)].desc.user_addr <= user_addr);
         let region = &self.all[usize::from(self.by_user[below.checked_sub(1)?])];
         let offset = user_addr - region.desc.user_addr;
-        if offset >= region.desc.size || len > region.desc.size - offset {
+        if offset >= region.desc.size {
             return None;
         }
-        Some(region.mapping.host().wrapping_add(offset as usize))
+        let host = region.mapping.host().wrapping_add(offset as usize);
+        Some((host, region.desc.size - offset))
     }
 
     /// The guest address behind a host pointer into one of the regions.

@@ -4,17 +4,19 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::dirty_log::DirtyLog;
+use super::iotlb::Iotlb;
 use super::mapping::{FileRange, Mapping};
 use super::regions::{Region, Regions};
 use super::{MAX_SLOTS, MemoryError, MemoryPolicy, RegionDesc};
 use crate::sync::Arc;
 
-/// All regions at one moment, and the log that writes to them go to. Never changes; see the module for what that buys.
+/// All regions at one moment, the log that writes to them go to, and how the guest's addresses are translated. Never changes; see the module for what that buys.
 #[derive(Debug)]
 pub struct RegionTable {
     generation: u64,
     regions: Arc<Regions>,
     log: Option<Arc<DirtyLog>>,
+    iotlb: Option<Arc<Iotlb>>,
 }
 
 impl RegionTable {
@@ -25,6 +27,7 @@ impl RegionTable {
             generation,
             regions: Arc::new(Regions::new(Vec::new())),
             log: None,
+            iotlb: None,
         }
     }
 
@@ -33,6 +36,7 @@ impl RegionTable {
             generation,
             regions: Arc::new(Regions::new(regions)),
             log: self.log.clone(),
+            iotlb: self.iotlb.clone(),
         }
     }
 
@@ -42,6 +46,7 @@ impl RegionTable {
             generation,
             regions: self.regions.clone(),
             log: self.log.clone(),
+            iotlb: self.iotlb.clone(),
         }
     }
 
@@ -158,6 +163,17 @@ impl RegionTable {
     /// Where writes are logged, if they are.
     pub(crate) fn log(&self) -> Option<&Arc<DirtyLog>> {
         self.log.as_ref()
+    }
+
+    /// This table, before it is published, with addresses translated by `iotlb`.
+    pub(crate) fn translated(mut self, iotlb: Option<Arc<Iotlb>>) -> RegionTable {
+        self.iotlb = iotlb;
+        self
+    }
+
+    /// How I/O virtual addresses are translated; `None` if the guest's are physical.
+    pub(crate) fn iotlb(&self) -> Option<&Arc<Iotlb>> {
+        self.iotlb.as_ref()
     }
 
     /// How many regions there are.

@@ -60,6 +60,16 @@ impl Span {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Hint(usize);
 
+impl Hint {
+    pub(super) fn new(index: usize) -> Hint {
+        Hint(index)
+    }
+
+    pub(super) fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// Translation over one table during one pop, beginning with the hinted region.
 #[derive(Clone, Copy)]
 pub(crate) struct Cursor<'t> {

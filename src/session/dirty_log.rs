@@ -58,8 +58,7 @@ impl Session {
 
     /// The log, or what is marked in it, has changed. When this returns, every write is marked as it says.
     pub(super) fn change_logging(&mut self) -> Result<(), End> {
-        let current = self.shared.table.current();
-        self.publish(current.again(current.generation() + 1))?;
+        self.publish_again()?;
         let table = self.shared.table.current();
         for queue in self.shared.queues() {
             queue.follow_log(&table);

@@ -86,6 +86,7 @@ const HANDLERS: &[(u32, Handler)] = &[
     (id::SEND_RARP, Session::send_rarp),
     (id::NET_SET_MTU, Session::net_set_mtu),
     (id::SET_BACKEND_REQ_FD, Session::set_backend_req_fd),
+    (id::IOTLB_MSG, Session::iotlb_msg),
     (id::SET_VRING_ENDIAN, Session::set_vring_endian),
     (id::GET_CONFIG, Session::get_config),
     (id::SET_CONFIG, Session::set_config),

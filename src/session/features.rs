@@ -1,6 +1,7 @@
 //! Features, owner and status.
 
 use crate::device::Capabilities;
+use crate::features::ACCESS_PLATFORM;
 use crate::protocol::features::{F_LOG_ALL, F_PROTOCOL_FEATURES, ProtocolFeatures};
 use crate::protocol::messages::{decode_status, decode_u64};
 use crate::stream::Event;
@@ -75,6 +76,7 @@ impl Session {
             ));
         }
         self.features = features;
+        self.switch_iotlb(features & ACCESS_PLATFORM != 0)?;
         self.shared.set_acked_features(features);
         if features & F_PROTOCOL_FEATURES == 0 {
             // Without it there is no SET_VRING_ENABLE: rings start enabled.

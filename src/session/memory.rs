@@ -97,6 +97,12 @@ impl Session {
         Ok(Answer::Done)
     }
 
+    /// The same memory, with what else a table says as it is now.
+    pub(super) fn publish_again(&mut self) -> Result<(), End> {
+        let current = self.shared.table.current();
+        self.publish(current.again(current.generation() + 1))
+    }
+
     pub(super) fn forget_memory(&mut self) -> Result<(), End> {
         let generation = self.shared.table.generation();
         self.publish(RegionTable::empty(generation + 1))
@@ -105,7 +111,9 @@ impl Session {
     /// Makes `table` the current one. When this returns, no pop uses an older one; what is mapped only in
     /// older ones goes with its last element and the last queue's pin.
     pub(super) fn publish(&mut self, table: RegionTable) -> Result<(), End> {
-        let table = table.logged(self.active_log());
+        let table = table
+            .logged(self.active_log())
+            .translated(self.translations());
         self.shared
             .counters
             .memory_regions

@@ -15,6 +15,7 @@ mod features;
 mod housekeeping;
 mod in_band;
 mod inflight;
+mod iotlb;
 mod memory;
 mod reset;
 mod teardown;
@@ -25,7 +26,7 @@ mod wait;
 use std::os::fd::OwnedFd;
 
 use crate::error::Error;
-use crate::memory::DirtyLog;
+use crate::memory::{DirtyLog, Iotlb as Translations};
 use crate::protocol::features::ProtocolFeatures;
 use crate::shared::Shared;
 use crate::stats::count;
@@ -71,6 +72,8 @@ pub(crate) struct Session {
     log: Option<Arc<DirtyLog>>,
     /// What SET_INFLIGHT_FD brought.
     inflight: Option<InflightArea>,
+    /// Translations, if the driver's addresses go through an IOMMU.
+    iotlb: Option<Arc<Translations>>,
     /// The device status that the front-end set; 0 after a reset.
     status: u8,
     /// A ring was started since the front-end last said SET_OWNER.
@@ -93,6 +96,7 @@ pub(crate) fn serve(shared: &Arc<Shared>, connection: OwnedFd) {
         backend: None,
         log: None,
         inflight: None,
+        iotlb: None,
         status: 0,
         used_since_owner: false,
         pins_pending: false,

@@ -58,6 +58,7 @@ impl Session {
         self.shared.config_space.lock().reset();
         self.shared.set_acked_features(0);
         self.shared.set_suspends_inflight(false);
+        self.shared.misses.clear();
         self.announce(errno, reason, deadline);
     }
 

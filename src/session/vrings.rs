@@ -26,6 +26,10 @@ use super::vring::Vring;
 use super::{End, Session};
 
 impl Session {
+    pub(super) fn has_event_idx(&self) -> bool {
+        self.features & EVENT_IDX != 0
+    }
+
     pub(super) fn any_started(&self) -> bool {
         self.vrings.iter().any(|vring| vring.is_started())
     }
@@ -190,10 +194,11 @@ impl Session {
     fn check_areas(&self, index: usize, addr: &VringAddr) -> Result<(), Fault> {
         let table = self.shared.table.current();
         let size = self.vrings[index].size;
-        if table.is_empty() || size == 0 {
+        // What an IOMMU makes of the addresses is known when the ring starts.
+        if table.is_empty() || size == 0 || self.iotlb.is_some() {
             return Ok(());
         }
-        let layout = SplitLayout::new(size, self.features & EVENT_IDX != 0);
+        let layout = SplitLayout::new(size, self.has_event_idx());
         for (name, address, len) in [
             ("descriptor", addr.descriptor, layout.desc),
             ("available", addr.available, layout.avail),
@@ -341,16 +346,20 @@ impl Session {
     /// What the owner needs to know about a ring; `None` until size, addresses and kick are known.
     fn setup(&self, index: usize) -> Option<Setup> {
         let vring = &self.vrings[index];
-        let (addresses, kick) = (vring.addresses?, vring.kick.clone()?);
-        (vring.size != 0).then_some(Setup {
+        let kick = vring.kick.clone()?;
+        if vring.size == 0 {
+            return None;
+        }
+        let [desc, avail, used] = self.user_areas(index)?;
+        Some(Setup {
             incarnation: 0,
             size: vring.size,
-            desc: addresses.descriptor,
-            avail: addresses.available,
-            used: addresses.used,
+            desc,
+            avail,
+            used,
             features: SplitFeatures {
                 indirect: self.features & INDIRECT_DESC != 0,
-                event_idx: self.features & EVENT_IDX != 0,
+                event_idx: self.has_event_idx(),
                 big_endian: self.is_big_endian(vring),
             },
             inflight: self.inflight.as_ref().and_then(|area| area.region(index)),
@@ -366,6 +375,7 @@ impl Session {
         }
         let (Some(setup), Some(queue)) = (self.setup(index), self.shared.queue(index as u32))
         else {
+            self.ask_for_areas(index);
             return false;
         };
         if resolve(&setup, &self.shared.table.current(), index as u32).is_err() {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::memory::Access;
+
 /// A ring that cannot be used, or an element that cannot be popped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RingError {
@@ -34,7 +36,18 @@ pub(crate) enum RingError {
     /// A buffer's or table's address range wraps.
     AddressWrap { head: u16, addr: u64, len: u32 },
     /// A buffer or table is not in guest memory, at least not all of it.
-    Unmapped { head: u16, addr: u64, len: u32 },
+    Unmapped {
+        head: u16,
+        addr: u64,
+        len: u32,
+        access: Access,
+    },
+    /// The IOMMU does not permit what the chain asks for.
+    Denied {
+        head: u16,
+        addr: u64,
+        access: Access,
+    },
     /// An indirect table without `INDIRECT_DESC`.
     IndirectNotNegotiated { head: u16 },
     /// An indirect table inside an indirect table.
@@ -135,7 +148,17 @@ impl fmt::Display for RingError {
                     "chain at head {head}: address {addr:#x} + length {len:#x} wraps"
                 )
             }
-            RingError::Unmapped { head, addr, len } => write!(
+            RingError::Denied { head, addr, access } => write!(
+                f,
+                "chain at head {head}: address {addr:#x} may not be {}",
+                match access {
+                    Access::Read => "read",
+                    Access::Write => "written",
+                }
+            ),
+            RingError::Unmapped {
+                head, addr, len, ..
+            } => write!(
                 f,
                 "chain at head {head}: address {addr:#x}, length {len:#x} is not all in guest memory"
             ),

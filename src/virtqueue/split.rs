@@ -7,7 +7,7 @@ use super::order::{Big, Little, Order};
 use super::ring_error::RingError;
 use super::slot::{NoSlot, Slot, SlotPool, Stamp, state};
 use super::used::UsedLog;
-use crate::memory::{Cursor, Hint, RegionTable, Translate};
+use crate::memory::{Cursor, Hint, Iotlb, IotlbCursor, RegionTable, Translate};
 use crate::sync::{Arc, AtomicU16, Ordering};
 
 /// The device wants no kicks (flags of the used ring; without `EVENT_IDX` only).
@@ -163,7 +163,27 @@ impl<O: Order> SplitRing<O> {
         stamp: Stamp,
         out: &mut [*mut Slot],
     ) -> Result<usize, RingError> {
-        let cursor = Cursor::new(table.regions(), self.hint);
+        match table.iotlb() {
+            None => {
+                let cursor = Cursor::new(table.regions(), self.hint);
+                self.pop_with(cursor, pool, stamp, out)
+            }
+            Some(iotlb) => self.pop_translated(iotlb, table, pool, stamp, out),
+        }
+    }
+
+    /// As [`pop`](Self::pop), for I/O virtual addresses.
+    #[cold]
+    #[inline(never)]
+    fn pop_translated(
+        &mut self,
+        iotlb: &Iotlb,
+        table: &RegionTable,
+        pool: &mut SlotPool,
+        stamp: Stamp,
+        out: &mut [*mut Slot],
+    ) -> Result<usize, RingError> {
+        let cursor = IotlbCursor::new(iotlb, table.regions(), self.hint);
         self.pop_with(cursor, pool, stamp, out)
     }
 

@@ -280,6 +280,49 @@ pub fn inflight(size: u64, offset: u64, queues: u16, queue_size: u16) -> Vec<u8>
     .concat()
 }
 
+/// The body of an IOTLB message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Iotlb {
+    pub iova: u64,
+    pub size: u64,
+    pub user: u64,
+    /// 1 read, 2 write.
+    pub permissions: u8,
+    /// 1 miss, 2 update, 3 invalidate, 4 access fail.
+    pub kind: u8,
+}
+
+impl Iotlb {
+    pub const MISS: u8 = 1;
+    pub const UPDATE: u8 = 2;
+    pub const INVALIDATE: u8 = 3;
+    pub const ACCESS_FAIL: u8 = 4;
+
+    pub fn encode(&self) -> Vec<u8> {
+        [
+            &self.iova.to_ne_bytes()[..],
+            &self.size.to_ne_bytes(),
+            &self.user.to_ne_bytes(),
+            &[self.permissions, self.kind, 0, 0, 0, 0, 0, 0],
+        ]
+        .concat()
+    }
+
+    pub fn decode(body: &[u8]) -> Result<Self> {
+        let word = |at: usize| u64_body("IOTLB message", &body[at..at + 8]);
+        if body.len() != 32 {
+            return Err(Error::Broken(format!("IOTLB message: {body:x?}")));
+        }
+        Ok(Iotlb {
+            iova: word(0)?,
+            size: word(8)?,
+            user: word(16)?,
+            permissions: body[24],
+            kind: body[25],
+        })
+    }
+}
+
 pub fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     let mut field = [0; 4];
     field.copy_from_slice(&bytes[offset..offset + 4]);

@@ -238,7 +238,12 @@ fn for_pieces<T: Translate>(
     let mut done = 0;
     loop {
         let Some((host, run)) = translate.run(addr + done, access) else {
-            return Err(Box::new(RingError::Unmapped { head, addr, len }));
+            return Err(Box::new(RingError::Unmapped {
+                head,
+                addr,
+                len,
+                access,
+            }));
         };
         let run = run.min(u64::from(len) - done);
         piece(host, run as usize)?;

@@ -17,7 +17,7 @@ use super::super::areas::{SplitAreas, SplitLayout};
 use super::super::order::Little;
 use super::super::used::{UsedElem, UsedRing};
 use super::*;
-use crate::memory::{MemoryPolicy, RegionDesc};
+use crate::memory::{Access, MemoryPolicy, RegionDesc};
 use crate::sync::{AtomicU16, AtomicU64};
 
 const NEXT: u16 = 1;

@@ -190,7 +190,18 @@ fn buffers_must_be_guest_memory() {
             let mut rig = Rig::new(4, NEITHER);
             rig.describe(0, (addr, len, flags, 0));
             let error = rig.breaks(&format!("address {addr:#x}, length {len:#x}"));
-            assert_eq!(error, RingError::Unmapped { head: 0, addr, len });
+            let access = if flags == 0 {
+                Access::Read
+            } else {
+                Access::Write
+            };
+            let expected = RingError::Unmapped {
+                head: 0,
+                addr,
+                len,
+                access,
+            };
+            assert_eq!(error, expected);
         }
     }
     let mut rig = Rig::new(4, NEITHER);
@@ -221,6 +232,7 @@ fn an_unmapped_buffer_can_be_tried_again() {
                 head: 2,
                 addr: HIGH,
                 len: 1
+                access: Access::Write,
             }
         );
         assert!(error.is_unmapped());

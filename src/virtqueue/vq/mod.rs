@@ -1,7 +1,8 @@
 //! A virtqueue: its owner's private half, the shared half, and what each side does with them.
 //!
 //! * [`set_up`] the internal thread's side; [`owned`] the owner's
-//! * [`pop`], [`publish`] the data path; [`epoch`] what is in flight and what it pins; [`dirty`] what it wrote; [`recover`] what a predecessor left
+//! * [`pop`], [`publish`] the data path; [`epoch`] what is in flight and what it pins; [`dirty`] what it wrote; [`recover`] what a predecessor left;
+//!   [`translation`] what an IOMMU has not told yet
 //! * [`lent`] the queue as a Rust device sees it
 
 mod dirty;
@@ -12,6 +13,7 @@ mod pop;
 mod publish;
 mod recover;
 mod set_up;
+mod translation;
 
 use std::cell::UnsafeCell;
 
@@ -66,6 +68,8 @@ struct Private {
     incarnation: u64,
     /// The generation of the table over which completions have nothing to mark; 0 while a dirty log is on.
     unlogged: u64,
+    /// The generation of the table that has no translation for the next chain; 0 while nothing is missing.
+    paused: u64,
     /// What is popped is marked in the in-flight area.
     tracked: bool,
     /// The current epoch; counted by `popped - completed` until it is folded.
@@ -154,6 +158,7 @@ impl Queue {
                 setup: None,
                 incarnation: 0,
                 unlogged: 0,
+                paused: 0,
                 tracked: false,
                 epoch: std::ptr::null(),
                 popped: 0,

@@ -101,6 +101,7 @@ impl Queue {
         drop(publication);
         self.pinned.store(table.generation(), Ordering::Relaxed);
         private.ring = Some(ring);
+        private.paused = 0;
         private.table = Some(table.clone());
         private.unlogged = match table.log() {
             Some(_) => 0,
@@ -212,6 +213,9 @@ impl Queue {
         {
             self.fail(error);
             return Look::Broken;
+        }
+        if private.is_paused() {
+            return Look::Empty;
         }
         match private.ring.as_mut().map(Ring::fetch) {
             Some(Ok(0)) => Look::Empty,

@@ -99,13 +99,17 @@ impl Queue {
         out: &mut [*mut Slot],
         error: RingError,
     ) -> Result<usize> {
-        let held = private.table.as_ref().map_or(0, |table| table.generation());
-        if !matches!(error, RingError::Unmapped { .. }) || self.server.table.generation() == held {
+        if !error.is_unmapped() {
             return Err(ring_error(self.index, &error));
         }
-        self.renew(private)?;
-        self.pop_once(private, out)
-            .map_err(|e| ring_error(self.index, &e))
+        let held = private.table.as_ref().map_or(0, |table| table.generation());
+        let again = if self.server.table.generation() == held {
+            Err(error)
+        } else {
+            self.renew(private)?;
+            self.pop_once(private, out)
+        };
+        again.or_else(|error| self.ask_for_translation(private, error))
     }
 
     #[cold]

@@ -2,8 +2,7 @@
 //! new table, with which the queue goes on by itself.
 
 use crate::error::Result;
-use crate::memory::{Access, Obstacle};
-use crate::protocol::messages::{Iotlb, IotlbKind};
+use crate::memory::Obstacle;
 use crate::virtqueue::ring_error::RingError;
 
 use super::set_up::ring_error;
@@ -58,16 +57,4 @@ impl Queue {
             Some(Obstacle::Unmapped(_)) | None => broken(error),
         }
     }
-}
-
-/// What the front-end is sent about an address: 1 byte, for that is all that is known to be wanted.
-pub(crate) fn iotlb_request(kind: IotlbKind, iova: u64, access: Access) -> Vec<u8> {
-    let request = Iotlb {
-        iova,
-        size: 0,
-        user_address: 0,
-        permissions: access.permission(),
-        kind,
-    };
-    request.encode()
 }
