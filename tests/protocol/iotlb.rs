@@ -447,7 +447,7 @@ fn case_65_messages_that_make_no_sense() {
         // The whole address space can be forgotten, and everything is asked for again.
         invalidate(&s, 0, u64::MAX);
         let asked = round_trip(&mut s, 16);
-        assert!(asked.len() >= 2, "{asked:x?}");
+        assert!(!asked.is_empty(), "nothing was forgotten");
         s.disconnect();
         // Without the feature there is no such message.
         let mut s = rig.session();

@@ -231,7 +231,7 @@ fn an_unmapped_buffer_can_be_tried_again() {
             RingError::Unmapped {
                 head: 2,
                 addr: HIGH,
-                len: 1
+                len: 1,
                 access: Access::Write,
             }
         );
