@@ -15,7 +15,9 @@ use super::signal::set_nonblocking;
 /// Any loop can watch a timer, so such a ring works in every kind of context.
 const POLL_INTERVAL: Duration = Duration::from_micros(250);
 
+/// Aligned as the queue is: a kick takes a reference to it.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct KickSource(OwnedFd);
 
 /// What a read of the kick descriptor said.
