@@ -72,8 +72,10 @@ int main(int argc, char **argv)
         signal(SIGTERM, on_signal);
         error = vu_server_start(server, argv[1], loop, &err);
     }
-    if (error >= 0)
+    if (error >= 0) {
+        fprintf(stderr, "minimal: listening on %s\n", argv[1]);
         error = vu_ctx_run(loop); /* until a signal comes */
+    }
     if (error < 0)
         fprintf(stderr, "minimal: %s\n", err ? vu_error_message(err) : strerror(-error));
     vu_error_free(err);

@@ -55,6 +55,7 @@ fn serve(path: &str) -> Result<(), Box<dyn std::error::Error>> {
         .log(Level::Info, |_, message| eprintln!("minimal: {message}"))
         .build(Entropy { source })?;
     server.start(Address::Listen(path.into()), Some(&context))?;
+    eprintln!("minimal: listening on {path}");
     let quit = Arc::clone(&context);
     std::thread::spawn(move || {
         let _ = signals.wait();
