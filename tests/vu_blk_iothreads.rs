@@ -101,9 +101,9 @@ fn threads_with_queues_of_one_device_share_no_cache_line_that_either_writes() {
     };
     // What is done once, at the first requests, is not what is looked for.
     for index in [0, 1] {
-        touched_by(index, 1000);
+        touched_by(index, 320);
     }
-    let [first, second] = [0, 1].map(|index| touched_by(index, 1000));
+    let [first, second] = [0, 1].map(|index| touched_by(index, 320));
     assert!(first.len() > 100 && second.len() > 100, "no trace");
     let shared: Vec<_> = first
         .iter()

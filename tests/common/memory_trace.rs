@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 const LINE_SHIFT: u32 = 6;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// The instructions that first read and first wrote a cache line.
 #[derive(Clone, Copy, Debug, Default)]
