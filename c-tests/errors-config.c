@@ -33,7 +33,7 @@ int main(void)
     refused(NULL, "config");
     REFUSED(struct_size, 0, "config.struct_size 0");
     REFUSED(name, "\xff", "name");
-    REFUSED(flags, 1u << 2, "flags 0x4");
+    REFUSED(flags, 1ull << 62, "flags 0x4000000000000000");
     REFUSED(flags, 1ull << 63, "flags 0x8000000000000000");
     REFUSED(features, 1ull << 24, "features 0x1000000");
     REFUSED(features, 1ull << 49, "features 0x2000000000000");
@@ -51,7 +51,8 @@ int main(void)
 
     /* The largest of everything is fine. */
     config = test_config();
-    config.flags = VU_SERVER_RUN_DISABLED_QUEUES | VU_SERVER_REQUIRE_SEALED_MEMORY;
+    config.flags = VU_SERVER_RUN_DISABLED_QUEUES | VU_SERVER_REQUIRE_SEALED_MEMORY |
+                   VU_SERVER_NO_INFLIGHT_AREA | VU_SERVER_SUSPENDS;
     config.features = ~(((1ull << 50) - 1) & ~((1ull << 24) - 1));
     config.features_masked = ~0ull;
     config.num_queues = 1024;

@@ -14,20 +14,21 @@
 #include <string.h>
 #include <sys/poll.h>
 #include <sys/signalfd.h>
-#include <sys/socket.h>
 #include <unistd.h>
 #include <vu_server.h>
 
+#include "vu-blk/announce.h"
 #include "vu-blk/device.h"
 #include "vu-blk/log.h"
 #include "vu-blk/options.h"
+#include "vu-blk/socket.h"
 #include "vu-blk/stats.h"
 #include "vu-blk/workers.h"
 
 enum {
     STATUS_OK = 0,
-    STATUS_FAILED = 1, /* while running */
-    STATUS_USAGE = 2,  /* the options, or what they name */
+    STATUS_FAILED = 1, /* at the start, or later */
+    STATUS_USAGE = 2,  /* the options, or the disk or socket that they name */
 };
 
 struct program {
@@ -36,7 +37,7 @@ struct program {
     struct workers *workers;
     vu_ctx *home;
     int signal_fd;
-    bool socket_connected; /* the inherited socket is a connection, good for one front-end */
+    struct socket_info socket;
     _Atomic int status;
 };
 
@@ -121,26 +122,9 @@ static void on_disconnected(void *data, int error)
 {
     struct program *program = data;
 
-    if (program->socket_connected) {
+    if (program->socket.connected) {
         end(program, error ? STATUS_FAILED : STATUS_OK);
     }
-}
-
-/* Which kind of socket --fd is: 0, or -1 after a line on stderr. */
-static int examine_socket(struct program *program)
-{
-    int listening;
-    socklen_t size = sizeof listening;
-
-    if (program->options.socket_path) {
-        return 0;
-    }
-    if (getsockopt(program->options.socket_fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) < 0) {
-        log_error("--fd=%d: %s", program->options.socket_fd, strerror(errno));
-        return -1;
-    }
-    program->socket_connected = !listening;
-    return 0;
 }
 
 static int open_image(struct program *program)
@@ -160,24 +144,6 @@ static void log_vu_error(const char *what, int error, vu_error *err)
 {
     log_error("%s: %s", what, err ? vu_error_message(err) : strerror(-error));
     vu_error_free(err);
-}
-
-static void announce(const struct program *program)
-{
-    const struct options *options = &program->options;
-    char where[256];
-
-    if (options->socket_path) {
-        snprintf(where, sizeof where, "listening on %s", options->socket_path);
-    } else {
-        snprintf(where, sizeof where, "%s fd %d",
-                 program->socket_connected ? "connected on" : "listening on", options->socket_fd);
-    }
-    log_info("%s: %s, %llu sectors%s, %u queue%s", where,
-             options->blk_file ? options->blk_file : "null disk",
-             (unsigned long long)image_sectors(&program->device.disk.image),
-             options->read_only ? " read-only" : "", options->num_queues,
-             options->num_queues == 1 ? "" : "s");
 }
 
 /* Start the server at the address the options name. */
@@ -206,7 +172,7 @@ static int start(struct program *program)
         vu_server_stop(server);
         return error;
     }
-    announce(program);
+    announce(options, &program->device.disk.image, &program->socket);
     return 0;
 }
 
@@ -262,7 +228,7 @@ static int serve(struct program *program)
     if (error < 0) {
         log_error("the event loop failed: %s", strerror(-error));
     }
-    program->socket_connected = false;
+    program->socket.connected = false;
     vu_server_stop(program->device.server);
     return error;
 }
@@ -296,7 +262,7 @@ int main(int argc, char **argv)
     case OPTIONS_RUN:
         break;
     }
-    if (examine_socket(&program) < 0 || open_image(&program) < 0) {
+    if (socket_examine(&program.socket, &program.options) < 0 || open_image(&program) < 0) {
         return STATUS_USAGE;
     }
     int error = set_up(&program);

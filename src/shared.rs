@@ -95,6 +95,8 @@ impl AsFd for Doorbell {
     }
 }
 
+/// Read by every queue for each batch. Aligned as a queue is, so that no neighbour's writes disturb that.
+#[repr(align(128))]
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) logger: Logger,

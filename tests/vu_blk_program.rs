@@ -1,21 +1,14 @@
-//! `vu-blk` as a program: its options, its status, its signals, its sockets.
-//!
-//! The program is named by the environment variable `VU_BLK`; see scripts/test.
+//! `vu-blk` as a program: its options, its errors, its status, its sockets.
 
-use std::io::{BufRead, BufReader, Read};
+#[path = "common/vu_blk.rs"]
+mod vu_blk;
+
+use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Output, Stdio};
 
-const LIMIT: Duration = Duration::from_secs(20);
-
-fn program() -> Command {
-    let path = std::env::var_os("VU_BLK").expect("VU_BLK names no program, see scripts/test");
-    Command::new(path)
-}
+use vu_blk::{Running, features_of, program, scratch, with_fd};
 
 fn run(options: &[&str]) -> Output {
     program()
@@ -33,48 +26,6 @@ fn refused(options: &[&str], what: &str) {
     assert_eq!(stderr.lines().count(), 1, "{options:?}: {stderr}");
     assert!(stderr.contains(what), "{options:?}: {stderr}");
     assert!(output.stdout.is_empty(), "{options:?}");
-}
-
-fn scratch(name: &str) -> PathBuf {
-    std::env::temp_dir().join(format!("vu-blk-program-{}-{name}", std::process::id()))
-}
-
-/// A running program that ends with the test.
-struct Running(Child);
-
-impl Running {
-    fn start(command: &mut Command) -> Self {
-        Running(
-            command
-                .stderr(Stdio::piped())
-                .stdin(Stdio::null())
-                .spawn()
-                .expect("vu-blk"),
-        )
-    }
-
-    fn signal(&self, signal: libc::c_int) {
-        // SAFETY: the child has not been waited for, so its process id is still its own.
-        assert_eq!(unsafe { libc::kill(self.0.id() as i32, signal) }, 0);
-    }
-
-    fn wait(&mut self) -> i32 {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.0.try_wait().expect("wait") {
-                return status.code().expect("ended by itself");
-            }
-            assert!(start.elapsed() < LIMIT, "vu-blk does not end");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
@@ -122,83 +73,137 @@ fn it_says_what_it_is() {
         text.contains("\"read-only\"") && text.contains("\"blk-file\""),
         "{text}"
     );
-    let help = run(&["--help"]);
-    assert!(help.status.success());
-    let help = String::from_utf8_lossy(&help.stdout).into_owned();
-    for option in [
-        "--socket-path",
-        "--fd",
-        "--blk-file",
-        "--null",
-        "--read-only",
-        "--num-queues",
-        "--queue-size",
-        "--iothreads",
-        "--poll-max-ns",
-        "--serial",
-        "--print-capabilities",
-        "--version",
-    ] {
-        assert!(help.contains(option), "{option}");
-    }
     let version = run(&["--version"]);
     let version = String::from_utf8_lossy(&version.stdout).into_owned();
     assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
 }
 
-#[test]
-#[ignore = "needs VU_BLK, see scripts/test"]
-fn sigusr1_prints_one_line_of_statistics() {
-    let socket = scratch("stats.sock");
-    let mut vu_blk = Running::start(
-        program()
-            .arg(format!("--socket-path={}", socket.display()))
-            .arg("--null=1M"),
-    );
-    let mut lines = BufReader::new(vu_blk.0.stderr.take().expect("stderr")).lines();
-    lines.next().expect("the start-up line").expect("UTF-8");
-    vu_blk.signal(libc::SIGUSR1);
-    let line = lines.next().expect("statistics").expect("UTF-8");
-    assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
-    assert!(
-        line.contains("\"connections\":0") && line.contains("\"pops\":0"),
-        "{line}"
-    );
-    vu_blk.signal(libc::SIGINT);
-    assert_eq!(vu_blk.wait(), 0);
-    assert!(!socket.exists());
+/// The options as `--help` lists them: an option, its argument or nothing, its description.
+fn options_of_help(help: &str) -> Vec<(&str, &str, String)> {
+    let (_, rest) = help.split_once("\nOptions:\n").expect("a list of options");
+    let (list, _) = rest.split_once("\n\n").expect("the list ends");
+    let mut options: Vec<(&str, &str, String)> = Vec::new();
+    for line in list.lines() {
+        let (left, right) = line.split_at(24);
+        if left.trim().is_empty() {
+            let (_, _, description) = options.last_mut().expect("an option before it");
+            description.push(' ');
+            description.push_str(right);
+        } else {
+            let (name, argument) = left.trim().split_once('=').unwrap_or((left.trim(), ""));
+            options.push((name, argument, right.to_owned()));
+        }
+    }
+    options
 }
 
-/// Passes `fd` as number 3.
-fn with_fd(command: &mut Command, fd: OwnedFd) -> &mut Command {
-    let raw = fd.as_raw_fd();
-    // SAFETY: dup2 and fcntl are async-signal-safe; `fd` lives in the closure until the child has it.
-    unsafe {
-        command.pre_exec(move || {
-            let _held = &fd;
-            let result = if raw == 3 {
-                libc::fcntl(raw, libc::F_SETFD, 0)
-            } else {
-                libc::dup2(raw, 3)
-            };
-            if result < 0 {
-                return Err(std::io::Error::last_os_error());
+#[test]
+#[ignore = "needs VU_BLK, see scripts/test"]
+fn help_lists_each_option_with_its_description_and_default() {
+    let output = run(&["--help"]);
+    assert!(output.status.success() && output.stderr.is_empty());
+    let help = String::from_utf8(output.stdout).expect("UTF-8");
+    let options = options_of_help(&help);
+    let names: Vec<_> = options.iter().map(|&(name, _, _)| name).collect();
+    assert_eq!(
+        names,
+        [
+            "--socket-path",
+            "--fd",
+            "--blk-file",
+            "--null",
+            "--read-only",
+            "--num-queues",
+            "--queue-size",
+            "--iothreads",
+            "--poll-max-ns",
+            "--serial",
+            "--verbose",
+            "--print-capabilities",
+            "--help",
+            "--version",
+        ]
+    );
+    for (name, argument, description) in &options {
+        let is_sentence = description.starts_with(char::is_uppercase) && description.ends_with('.');
+        assert!(is_sentence, "{name}: {description}");
+        let has_default = description.contains(" Default: ");
+        let may_be_left_out = !matches!(*name, "--socket-path" | "--fd" | "--blk-file" | "--null");
+        assert_eq!(
+            has_default,
+            may_be_left_out
+                && (!argument.is_empty() || matches!(*name, "--read-only" | "--verbose")),
+            "{name}: {description}"
+        );
+        // What takes a value says so, and what takes none refuses one.
+        if argument.is_empty() {
+            if *name != "--print-capabilities" {
+                refused(&[&format!("{name}=1")], "takes no value");
             }
-            Ok(())
-        })
+        } else {
+            refused(&[name], "needs a value");
+        }
+    }
+    let (_, statuses) = help.split_once("\nExit status:\n").expect("exit status");
+    let listed: Vec<_> = statuses
+        .lines()
+        .map(|line| line.split_whitespace().next().expect("a number"))
+        .collect();
+    assert_eq!(listed, ["0", "1", "2"]);
+}
+
+#[test]
+#[ignore = "needs VU_BLK, see scripts/test"]
+fn an_error_names_the_file_and_the_reason() {
+    let socket = format!("--socket-path={}", scratch("error.sock").display());
+    let directory = std::env::temp_dir();
+    for (file, reason) in [
+        ("/nonexistent/disk.img", "No such file or directory"),
+        (directory.to_str().expect("UTF-8"), "directory"),
+        ("/dev/null", "neither a regular file nor a block device"),
+    ] {
+        refused(&[&socket, &format!("--blk-file={file}")], file);
+        refused(&[&socket, &format!("--blk-file={file}")], reason);
     }
 }
 
-/// GET_FEATURES, answered.
-fn features_of(mut front_end: &UnixStream) -> u64 {
-    use std::io::Write;
-    front_end.set_read_timeout(Some(LIMIT)).expect("time-out");
-    let header = [1u32, 1, 0];
-    let bytes: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    front_end.write_all(&bytes).expect("send");
-    let mut reply = [0; 20];
-    front_end.read_exact(&mut reply).expect("a reply");
-    u64::from_ne_bytes(reply[12..].try_into().expect("8 bytes"))
+/// One line on stderr that names `what`, status 1.
+fn fails_at_its_start(options: &[&str], what: &[&str]) {
+    let output = run(options);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{options:?}: {stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{options:?}: {stderr}");
+    for what in what {
+        assert!(stderr.contains(what), "{options:?}: {stderr}");
+    }
+}
+
+#[test]
+#[ignore = "needs VU_BLK, see scripts/test"]
+fn a_server_that_cannot_start_is_status_1() {
+    let path = "/nonexistent/vu-blk.sock";
+    fails_at_its_start(
+        &[&format!("--socket-path={path}"), "--null=1M"],
+        &[path, "No such file or directory"],
+    );
+    let taken = scratch("taken.sock");
+    let _listener = UnixListener::bind(&taken).expect("bind");
+    let taken = taken.to_str().expect("UTF-8");
+    fails_at_its_start(&[&format!("--socket-path={taken}"), "--null=1M"], &[taken]);
+    std::fs::remove_file(taken).expect("what others listen on is left alone");
+}
+
+#[test]
+#[ignore = "needs VU_BLK, see scripts/test"]
+fn a_front_end_on_an_inherited_connection_that_breaks_the_protocol_is_status_1() {
+    let (mut front_end, back_end) = UnixStream::pair().expect("pair");
+    let mut command = program();
+    command.args(["--fd=3", "--null=1M"]);
+    let mut vu_blk = Running::start(with_fd(&mut command, back_end.into()));
+    drop(command);
+    let unknown = [0xffff_u32, 1, 0].map(u32::to_ne_bytes);
+    front_end.write_all(unknown.as_flattened()).expect("send");
+    assert_eq!(vu_blk.wait(), 1);
 }
 
 #[test]

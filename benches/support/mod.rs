@@ -1,11 +1,15 @@
-//! The parts of the benchmark of block back-ends: servers to measure, how one round is measured,
+//! The parts of the benchmark of block back-ends: programs to measure, how one round is measured,
 //! and how the result is printed.
 
+mod case;
+pub mod control;
 pub mod machine;
 mod measure;
-mod report;
+pub mod report;
 mod server;
+mod spread;
 
-pub use measure::{Case, Placement, Plan};
+pub use case::{Case, Placement};
+pub use measure::Plan;
 pub use report::Report;
-pub use server::Server;
+pub use server::{Candidate, Server};

@@ -1,7 +1,9 @@
-//! The table: a line for each program, with its ratio to the first one.
+//! The tables: a line for each program, with its ratio to the first one.
 
-use super::measure::{Case, Sample};
-use super::server::Server;
+use super::case::Case;
+use super::measure::Sample;
+use super::server::{Candidate, Server};
+use super::spread::Spread;
 
 pub struct Report(());
 
@@ -33,8 +35,8 @@ impl Report {
                 ),
                 _ => ("", String::new(), String::new()),
             };
-            let iops = spread(rounds, |round| round[i].iops);
-            let cpu = spread(rounds, |round| round[i].cpu);
+            let iops = Spread::of(rounds, |round| round[i].iops);
+            let cpu = Spread::of(rounds, |round| round[i].cpu);
             print!(
                 "{placement:<25} {queues:>6} {depth:>5}  {:<28} {:>7.1} {:>10.0}",
                 server.name,
@@ -42,8 +44,8 @@ impl Report {
                 cpu.median
             );
             if i > 0 {
-                let iops = spread(rounds, |round| round[0].iops / round[i].iops);
-                let cpu = spread(rounds, |round| round[0].cpu / round[i].cpu);
+                let iops = Spread::of(rounds, |round| round[0].iops / round[i].iops);
+                let cpu = Spread::of(rounds, |round| round[0].cpu / round[i].cpu);
                 print!("  {:>21}  {:>21}", iops.to_string(), cpu.to_string());
             }
             println!();
@@ -51,30 +53,28 @@ impl Report {
     }
 }
 
-struct Spread {
-    least: f64,
-    median: f64,
-    most: f64,
+/// The head of the table that [`print_times`] fills.
+pub fn print_times_head() {
+    println!(
+        "{:<38}  {:<28} {:>24}  {:>21}",
+        "what", "program", "ms", "ratio"
+    );
 }
 
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Spread {
-            least,
-            median,
-            most,
-        } = self;
-        write!(f, "{median:.2} ({least:.2} .. {most:.2})")
-    }
-}
-
-fn spread(rounds: &[Vec<Sample>], value: impl Fn(&[Sample]) -> f64) -> Spread {
-    let mut values: Vec<f64> = rounds.iter().map(|round| value(round)).collect();
-    values.sort_by(f64::total_cmp);
-    let last = values.len() - 1;
-    Spread {
-        least: values[0],
-        median: (values[last / 2] + values[last.div_ceil(2)]) / 2.0,
-        most: values[last],
+/// `rounds[r][c]` is how many ms candidate `c` took in round `r`.
+pub fn print_times(what: &str, candidates: &[Candidate], rounds: &[Vec<f64>]) {
+    for (i, candidate) in candidates.iter().enumerate() {
+        let what = if i == 0 { what } else { "" };
+        let times = Spread::of(rounds, |round| round[i]);
+        print!(
+            "{what:<38}  {:<28} {:>24}",
+            candidate.name,
+            times.to_string()
+        );
+        if i > 0 {
+            let ratio = Spread::of(rounds, |round| round[0] / round[i]);
+            print!("  {:>21}", ratio.to_string());
+        }
+        println!();
     }
 }

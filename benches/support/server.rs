@@ -1,4 +1,4 @@
-//! A back-end with a null disk and the client that is connected to it.
+//! A back-end with a null disk, and the client that is connected to it.
 
 use std::error::Error;
 use std::process::Command;
@@ -15,6 +15,61 @@ pub const DISK: u64 = 1 << 30;
 /// The most requests in flight on a queue; each takes three descriptors of 512.
 pub const MAX_DEPTH: usize = 128;
 
+/// A program to measure.
+pub struct Candidate {
+    pub name: String,
+    program: Program,
+    iothreads: u16,
+}
+
+impl Candidate {
+    pub fn vu_blk(iothreads: u16) -> Self {
+        let plural = if iothreads == 1 { "" } else { "s" };
+        Candidate {
+            name: format!("vu-blk, {iothreads} iothread{plural}"),
+            program: Program::under_test(),
+            iothreads,
+        }
+    }
+
+    /// Named with its version, for it comes in several.
+    pub fn storage_daemon(path: std::path::PathBuf) -> Result<Self> {
+        let output = Command::new(&path)
+            .arg("--version")
+            .output()
+            .map_err(|e| format!("{}: {e}", path.display()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let version = text.split_ascii_whitespace().nth(2).unwrap_or("?");
+        Ok(Candidate {
+            name: format!("qemu-storage-daemon {version}"),
+            program: Program::StorageDaemon(path),
+            iothreads: 1,
+        })
+    }
+
+    pub fn start(&self, queues: usize) -> Result<Backend> {
+        let mut options = Options::new(Disk::Null(DISK));
+        options.queues = u16::try_from(queues)?;
+        options.iothreads = self.iothreads;
+        // It serves one case after the other; the client has time-outs of its own.
+        options.lifetime = Duration::from_secs(3600);
+        Ok(Backend::start_program(&self.program, &options))
+    }
+
+    pub fn connect(&self, backend: &Backend, queues: usize, depth: usize) -> Result<BlkClient> {
+        let setup = Setup {
+            queues,
+            queue_size: 512,
+            depth,
+            buffer_len: BLOCK,
+            event_idx: true,
+            wait: Wait::EventFd,
+        };
+        BlkClient::connect(backend.socket_str(), setup)
+            .map_err(|e| format!("{}: {e}", self.name).into())
+    }
+}
+
 pub struct Server {
     pub name: String,
     // Dropped first: a connected client's server does not end by itself.
@@ -23,25 +78,11 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(program: &Program, queues: usize) -> Result<Self> {
-        let mut options = Options::new(Disk::Null(DISK));
-        options.queues = u16::try_from(queues)?;
-        // It serves one case after the other; the client has time-outs of its own.
-        options.lifetime = Duration::from_secs(3600);
-        let backend = Backend::start_program(program, &options);
-        let setup = Setup {
-            queues,
-            queue_size: 512,
-            depth: MAX_DEPTH,
-            buffer_len: BLOCK,
-            event_idx: true,
-            wait: Wait::EventFd,
-        };
-        let client = BlkClient::connect(backend.socket_str(), setup)
-            .map_err(|e| format!("{}: {e}", program.path().display()))?;
+    pub fn start(candidate: &Candidate, queues: usize) -> Result<Self> {
+        let backend = candidate.start(queues)?;
         Ok(Server {
-            name: name(program)?,
-            client,
+            name: candidate.name.clone(),
+            client: candidate.connect(&backend, queues, MAX_DEPTH)?,
             backend,
         })
     }
@@ -54,9 +95,9 @@ impl Server {
         Ok(tasks)
     }
 
-    pub fn pin(&self, cpu: usize) -> Result<()> {
+    pub fn pin(&self, cpus: &[usize]) -> Result<()> {
         for task in self.tasks()? {
-            pin_task(task, cpu)?;
+            pin_task(task, cpus)?;
         }
         Ok(())
     }
@@ -71,18 +112,5 @@ impl Server {
             sum += on_cpu.parse::<u64>().map_err(|e| format!("{path}: {e}"))?;
         }
         Ok(sum)
-    }
-}
-
-/// The program's name, with the version for one that comes in several.
-fn name(program: &Program) -> Result<String> {
-    match program {
-        Program::VuBlk(_) => Ok("vu-blk".to_owned()),
-        Program::StorageDaemon(path) => {
-            let output = Command::new(path).arg("--version").output()?;
-            let text = String::from_utf8_lossy(&output.stdout);
-            let version = text.split_ascii_whitespace().nth(2).unwrap_or("?");
-            Ok(format!("qemu-storage-daemon {version}"))
-        }
     }
 }

@@ -145,9 +145,7 @@ static void on_disconnected(void *dev, int error, const char *reason)
 {
     struct device *device = dev;
 
-    if (error) {
-        log_warning("front-end gone: %s", reason);
-    }
+    (void)reason; /* the library has logged it */
     on_reset(device);
     if (device->disconnected) {
         device->disconnected(device->data, error);

@@ -61,24 +61,43 @@ static const char usage[] =
     "Usage: vu-blk {--socket-path=PATH | --fd=FDNUM} {--blk-file=PATH | --null=SIZE} [OPTION]...\n"
     "Serve a disk to a virtual machine over vhost-user.\n"
     "\n"
-    "  --socket-path=PATH    listen on the UNIX socket PATH\n"
-    "  --fd=FDNUM            use the inherited socket FDNUM, listening or connected\n"
-    "  --blk-file=PATH       the disk is this file or block device\n"
-    "  --null=SIZE           the disk is nothing: reads and writes do nothing and succeed\n"
-    "  --read-only           answer writes with an I/O error\n"
-    "  --num-queues=N        number of virtqueues, 1 to 1024 (1)\n"
-    "  --queue-size=N        largest virtqueue, a power of two, 4 to 32768 (32768)\n"
-    "  --iothreads=N         spread the queues over N threads, at most 256 (0: the main one)\n"
-    "  --poll-max-ns=N       look at the rings for up to N ns before sleeping, 0 to 1000000 (32768)\n"
-    "  --serial=S            serial number of the disk, at most 20 bytes\n"
-    "  --verbose             log every message on stderr\n"
-    "  --print-capabilities  print the capabilities as JSON and exit\n"
-    "  --help, --version     print this or the version and exit\n"
+    "Options:\n"
+    "  --socket-path=PATH    Listen on the UNIX socket PATH, for one front-end after the\n"
+    "                        other. A socket file that nobody listens on is replaced; the\n"
+    "                        file is removed at the end.\n"
+    "  --fd=FDNUM            Use the inherited UNIX socket FDNUM. A listening one, such as\n"
+    "                        systemd's --fd=3, serves one front-end after the other; a\n"
+    "                        connected one ends the program when the front-end is gone.\n"
+    "  --blk-file=PATH       The disk is this file or block device.\n"
+    "  --null=SIZE           The disk is nothing: reads and writes do nothing and succeed.\n"
+    "  --read-only           Offer a read-only disk, and open the file for reading only.\n"
+    "                        Default: read and write.\n"
+    "  --num-queues=N        Number of virtqueues, 1 to 1024. Default: 1.\n"
+    "  --queue-size=N        Largest virtqueue that is accepted: a power of two from 4 to\n"
+    "                        32768. Default: 32768.\n"
+    "  --iothreads=N         Process the queues on N threads of their own, 0 to 256: queue i\n"
+    "                        on thread i modulo N. With 0 the main thread has them all.\n"
+    "                        Default: 0.\n"
+    "  --poll-max-ns=N       Look at the rings for up to N nanoseconds, 0 to 1000000, before\n"
+    "                        sleeping, as long as that pays. Default: 32768.\n"
+    "  --serial=S            Serial number of the disk, at most 20 bytes. Default: vu-blk.\n"
+    "  --verbose             Log connections and each message by its name on stderr.\n"
+    "                        Default: only what goes wrong.\n"
+    "  --print-capabilities  Print the capabilities as JSON and exit.\n"
+    "  --help                Print this and exit.\n"
+    "  --version             Print the version and exit.\n"
     "\n"
     "SIZE is in bytes or takes the suffix K, M, G or T, and is a multiple of 512.\n"
-    "SIGTERM and SIGINT end the program, SIGUSR1 prints statistics as JSON on stderr,\n"
-    "SIGHUP re-reads the size of the disk.\n"
-    "Status: 0 ended as asked, 1 failed while running, 2 wrong options or no such disk.\n";
+    "\n"
+    "Signals:\n"
+    "  SIGTERM, SIGINT       End, when the requests in flight have come to their end.\n"
+    "  SIGHUP                Read the size of the disk again and tell the guest.\n"
+    "  SIGUSR1               Print statistics on stderr, as one line of JSON.\n"
+    "\n"
+    "Exit status:\n"
+    "  0                     Ended as asked, by a signal or by the front-end of --fd.\n"
+    "  1                     The server could not start, or failed later.\n"
+    "  2                     Wrong options, or the disk or the socket --fd cannot be opened.\n";
 
 int options_parse_size(const char *text, uint64_t *bytes)
 {
@@ -201,7 +220,7 @@ static int parse_one(struct options *options, int opt, const char *value)
 static int check(const struct options *options)
 {
     if (!options->socket_path == (options->socket_fd < 0)) {
-        log_error("give either --socket-path or --fd");
+        log_error("give either --socket-path or --fd (see vu-blk --help)");
         return -1;
     }
     if (options->socket_path && !options->socket_path[0]) {
@@ -209,7 +228,7 @@ static int check(const struct options *options)
         return -1;
     }
     if (!options->blk_file == !options->null_size) {
-        log_error("give either --blk-file or --null");
+        log_error("give either --blk-file or --null (see vu-blk --help)");
         return -1;
     }
     return 0;

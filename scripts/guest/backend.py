@@ -5,6 +5,7 @@ import shlex
 import signal
 import time
 from pathlib import Path
+from typing import Optional, Sequence
 
 from harness import Child, Failure, wait_until
 
@@ -21,7 +22,7 @@ EXIT_SECONDS = 2
 LISTENING = 0x10000  # __SO_ACCEPTCON in the flags of /proc/net/unix
 
 
-def _is_listening(path: Path) -> bool:
+def is_listening(path: Path) -> bool:
     """Whether the socket takes connections; found out without making one, which the back-end would serve."""
     for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
         fields = line.split(maxsplit=7)
@@ -31,19 +32,22 @@ def _is_listening(path: Path) -> bool:
 
 
 class Backend(Child):
-    def __init__(self, directory: Path, image_size: int, queues: int) -> None:
+    def __init__(
+        self, directory: Path, image_size: int, queues: int, command: Optional[Sequence[str]] = None
+    ) -> None:
+        """`command` serves disk.img at disk.sock, both in `directory`; COMMAND when there is none."""
         self.image = directory / "disk.img"
         self.socket = directory / "disk.sock"
         self.resize_image(image_size)
         values = {"socket": self.socket, "image": self.image, "queues": queues}
-        command = [word.format(**values) for word in shlex.split(COMMAND)]
+        command = command or [word.format(**values) for word in shlex.split(COMMAND)]
         self.program = Path(command[0]).name
         super().__init__("the back-end", command, directory / "back-end.log", cwd=ROOT)
 
     def wait_listening(self) -> None:
         def listening() -> bool:
             self.check_running()
-            return _is_listening(self.socket)
+            return is_listening(self.socket)
 
         wait_until(listening, LISTEN_SECONDS, "the back-end listens")
 

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
-modules_wanted=(virtio_pci virtio_blk)
+modules_wanted=(virtio_pci virtio_blk virtio_rng)
 
 die() { printf '%s\n' "build-initramfs: $*" >&2; exit 1; }
 

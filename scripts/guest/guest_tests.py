@@ -10,15 +10,15 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Tuple
 
 from backend import Backend
-from harness import Failure, exit_on_signals, tail
+from harness import Failure, tail
 from machine import Machine, Report
 from pattern import BLOCK_SIZE, check_churn, check_image
+from runner import run_tests
 
 QUEUES = 4
 MIB = 1 << 20
@@ -144,35 +144,11 @@ def resize(backend: Backend, machine: Machine) -> None:
 TESTS: List[Callable[[Backend, Machine], None]] = [four_queues, hotplug, reboot, sigterm, resize]
 
 
-def passes(test: Callable[[Backend, Machine], None], guest: Path) -> bool:
-    began = time.monotonic()
-    try:
-        with guest_with_disk(guest) as (backend, machine):
-            test(backend, machine)
-    except Exception as error:  # pylint: disable=broad-except
-        # A failed expectation says all there is to say; anything else needs its place.
-        if not isinstance(error, Failure):
-            traceback.print_exc()
-        print(f"FAIL guest {test.__name__}: {error}", flush=True)
-        return False
-    print(f"ok guest {test.__name__} ({time.monotonic() - began:.1f} s)", flush=True)
-    return True
-
-
-def main(arguments: List[str]) -> int:
-    if not arguments:
-        print(__doc__, file=sys.stderr)
-        return 2
-    exit_on_signals()
-    by_name = {test.__name__: test for test in TESTS}
-    unknown = set(arguments[1:]) - set(by_name)
-    if unknown:
-        print(f"no such test: {' '.join(sorted(unknown))}; there are {' '.join(by_name)}", file=sys.stderr)
-        return 2
-    chosen = [by_name[name] for name in arguments[1:]] or TESTS
-    results = [passes(test, Path(arguments[0])) for test in chosen]
-    return 0 if all(results) else 1
+def run(test: Callable[[Backend, Machine], None], guest: Path) -> None:
+    """Around each test a guest that is up and sees its disk."""
+    with guest_with_disk(guest) as (backend, machine):
+        test(backend, machine)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_tests("guest", __doc__, TESTS, run, sys.argv[1:]))

@@ -67,20 +67,25 @@ class Machine:
         self.boot_seconds = 0.0
 
     def _command(self) -> List[str]:
-        # vhost-user shares the guest's memory with the back-end, hence the memfd. The second
-        # serial port carries our commands, so that kernel messages cannot tear them.
+        # The second serial port carries our commands, so that kernel messages cannot tear them.
         guest, directory = self._guest, self._directory
         return [
             "qemu-system-x86_64",
             *("-nodefaults", "-no-user-config", "-display", "none"),
-            *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(self._queues), "-m", MEMORY),
-            *("-object", f"memory-backend-memfd,id=memory,share=on,size={MEMORY}"),
-            *("-machine", "q35,memory-backend=memory"),
+            *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(self._queues)),
             *("-kernel", str(guest / "vmlinuz"), "-initrd", str(guest / "initramfs.cpio")),
             *("-append", "console=ttyS0 quiet panic=-1 mitigations=off"),
             *("-serial", f"file:{directory / 'kernel.log'}"),
             *("-chardev", f"socket,id=console,path={directory / 'console.sock'}", "-serial", "chardev:console"),
             *("-chardev", f"socket,id=qmp,path={directory / 'qmp.sock'}", "-mon", "chardev=qmp,mode=control"),
+            *self._vhost_user_options(),
+        ]
+
+    def _vhost_user_options(self) -> List[str]:
+        """The device, and the guest's memory, which vhost-user shares with the back-end: hence the memfd."""
+        return [
+            *("-object", f"memory-backend-memfd,id=memory,share=on,size={MEMORY}"),
+            *("-machine", "q35,memory-backend=memory", "-m", MEMORY),
             *("-device", "pcie-root-port,id=port0,chassis=1"),
             *("-chardev", f"socket,id=disk,path={self._disk}"),
             *("-device", ",".join(f"{key}={value}" for key, value in self._disk_device().items())),
@@ -203,3 +208,16 @@ class Machine:
         address = {"type": "unix", "data": {"path": str(self._disk)}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         self._qmp.execute("chardev-add", id="disk", backend=backend)
+
+
+class PastedMachine(Machine):
+    """A machine whose device and memory are what a user would paste from somewhere."""
+
+    def __init__(
+        self, guest: Path, directory: Path, options: List[str], queues: int, watch: Callable[[], None]
+    ) -> None:
+        super().__init__(guest, directory, Path(), queues, watch)
+        self._options = options
+
+    def _vhost_user_options(self) -> List[str]:
+        return self._options

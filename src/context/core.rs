@@ -54,6 +54,8 @@ pub(super) struct Inner {
     slots: Vec<Arc<WatchSlot>>,
 }
 
+/// Aligned as a queue is: it is locked in each dispatch.
+#[repr(align(128))]
 pub(crate) struct ContextCore {
     this: Weak<ContextCore>,
     pub(crate) id: CtxId,

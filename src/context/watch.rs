@@ -24,6 +24,8 @@ pub(crate) enum Target {
     User(RawFd, UserWatch),
 }
 
+/// Aligned as a queue is: it is locked for each readiness.
+#[repr(align(128))]
 pub(crate) struct WatchSlot {
     pub(super) context: Weak<ContextCore>,
     pub(super) target: Mutex<Target>,

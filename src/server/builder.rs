@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::log::{Level, LogFn, Logger};
 use crate::protocol::messages::MAX_SHMEM_REGIONS;
 use crate::shared::{Config, Doorbell, Shared};
+use crate::virtqueue::MAX_STAGE;
 
 use super::Server;
 use crate::features;
@@ -17,7 +18,6 @@ pub(crate) const MAX_QUEUES: u32 = 1024;
 /// The largest ring of the virtio specification (2.7).
 pub(crate) const MAX_QUEUE_SIZE: u32 = 32768;
 /// More at once would only make the driver wait.
-const MAX_STAGE: u32 = 256;
 const DEFAULT_STAGE: u32 = 32;
 /// What every host can map.
 const PAGE: u64 = 4096;
@@ -261,7 +261,7 @@ impl ServerBuilder {
         } else {
             self.stage_max
         };
-        if stage_max > MAX_STAGE {
+        if stage_max as usize > MAX_STAGE {
             return Err(Error::invalid(format!(
                 "stage_max {stage_max}: more than {MAX_STAGE}"
             )));

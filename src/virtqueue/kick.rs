@@ -17,7 +17,9 @@ use super::signal::set_nonblocking;
 /// Any loop can watch a timer, so such a ring works in every kind of context.
 const POLL_INTERVAL: Duration = Duration::from_micros(250);
 
+/// Aligned as the queue is: a kick takes a reference to it.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct KickSource {
     fd: OwnedFd,
     /// The internal thread signals it, when a message says so.

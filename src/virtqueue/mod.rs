@@ -50,5 +50,6 @@ pub use vq::Virtqueue;
 #[cfg(not(loom))]
 pub(crate) use {
     element::{complete, read_out, suspend, write_in},
+    staged::MAX_STAGE,
     vq::{Look, Queue, Setup},
 };

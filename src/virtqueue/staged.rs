@@ -2,12 +2,17 @@
 
 use super::used::UsedElem;
 
-/// A batch in the making: room for the most that is ever staged, allocated once.
+/// The most that is ever staged.
+pub(crate) const MAX_STAGE: usize = 256;
+
+/// A batch in the making. Part of the queue, so that it lies in the queue's own cache lines.
 #[derive(Debug)]
 pub(super) struct Staged {
-    elems: Box<[UsedElem]>,
+    elems: [UsedElem; MAX_STAGE],
     len: usize,
-    /// How many make a batch: never more than the ring has entries.
+    /// How many the program wants in a batch.
+    max: usize,
+    /// How many make one: never more than the ring has entries.
     limit: usize,
     /// Device-readable bytes of the staged elements.
     pub(super) bytes_out: u64,
@@ -15,16 +20,18 @@ pub(super) struct Staged {
 
 impl Staged {
     pub(super) fn new(max: usize) -> Self {
+        let max = max.clamp(1, MAX_STAGE);
         Staged {
-            elems: vec![UsedElem::new(0, 0); max].into(),
+            elems: [UsedElem::new(0, 0); MAX_STAGE],
             len: 0,
+            max,
             limit: max,
             bytes_out: 0,
         }
     }
 
     pub(super) fn set_limit(&mut self, limit: usize) {
-        self.limit = limit.clamp(1, self.elems.len());
+        self.limit = limit.clamp(1, self.max);
     }
 
     /// True when the batch is full and must be published.

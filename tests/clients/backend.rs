@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::{Deadline, TempDir, wait_readable, wait_until};
 
 /// The time from the start of the program to its listening socket.
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(60);
 
 /// A program that can serve a vhost-user-blk device.
 #[derive(Clone)]

@@ -4,19 +4,14 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use virtio_driver::{
     EventFd, QueueNotifier, VhostUser, VirtioBlkConfig, VirtioBlkFeatureFlags, VirtioBlkQueue,
     VirtioBlkTransport, VirtioFeatureFlags, VirtioTransport,
 };
 
-use super::{Deadline, SharedMemory};
-
-/// The time in which something must complete while requests are in flight.
-const PROGRESS: Duration = Duration::from_secs(20);
+use super::{QueueGroup, SharedMemory};
 
 /// How the client learns of completions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,65 +104,21 @@ impl BlkClient {
         &mut self.queues
     }
 
+    /// The queues of `num` threads, queue i in group i modulo `num`.
+    pub fn groups(&mut self, num: usize) -> Vec<QueueGroup<'_>> {
+        let mut groups: Vec<_> = std::iter::repeat_with(Vec::new).take(num).collect();
+        for (i, queue) in self.queues.iter_mut().enumerate() {
+            groups[i % num].push(queue);
+        }
+        let wait = self.setup.wait;
+        let groups = groups.into_iter();
+        groups.map(|queues| QueueGroup::new(queues, wait)).collect()
+    }
+
     /// Returns when some queue has a completion; fails when none comes.
     pub fn wait(&mut self) -> io::Result<()> {
-        let deadline = Deadline::after(PROGRESS);
-        match self.setup.wait {
-            Wait::Polling => self.spin(&deadline),
-            Wait::EventFd => self.sleep(&deadline),
-        }
-    }
-
-    fn has_completion(&mut self) -> bool {
-        self.queues
-            .iter_mut()
-            .any(|q| q.vq.completions().has_next())
-    }
-
-    fn spin(&mut self, deadline: &Deadline) -> io::Result<()> {
-        let mut turns = 0u32;
-        while !self.has_completion() {
-            std::hint::spin_loop();
-            turns = turns.wrapping_add(1);
-            // A look at the clock takes longer than a look at the ring.
-            if turns & 0xffff == 0 && deadline.left().is_zero() {
-                return Err(no_completion());
-            }
-        }
-        Ok(())
-    }
-
-    fn sleep(&mut self, deadline: &Deadline) -> io::Result<()> {
-        for queue in &mut self.queues {
-            queue.vq.set_used_notif_enabled(true);
-        }
-        let mut found = self.has_completion();
-        while !found && !deadline.left().is_zero() {
-            self.wait_for_call(deadline)?;
-            found = self.has_completion();
-        }
-        for queue in &mut self.queues {
-            queue.vq.set_used_notif_enabled(false);
-        }
-        if found { Ok(()) } else { Err(no_completion()) }
-    }
-
-    fn wait_for_call(&self, deadline: &Deadline) -> io::Result<()> {
-        let calls = self.queues.iter().map(|queue| queue.call.as_fd());
-        let mut fds: Vec<PollFd> = calls.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        let millis = u16::try_from(deadline.left().as_millis() + 1).unwrap_or(u16::MAX);
-        match poll(&mut fds, PollTimeout::from(millis)) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-        for queue in &self.queues {
-            // Another queue's eventfd may have been the one that was signalled.
-            match queue.call.read() {
-                Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
-                _ => {}
-            }
-        }
-        Ok(())
+        let all = self.queues.iter_mut().collect();
+        QueueGroup::new(all, self.setup.wait).wait()
     }
 }
 
@@ -231,6 +182,19 @@ impl BlkQueue {
         self.vq.write_zeroes(offset, len, true, slot)
     }
 
+    pub fn has_completion(&mut self) -> bool {
+        self.vq.completions().has_next()
+    }
+
+    /// Whether the back-end shall write the call eventfd.
+    pub fn set_notified(&mut self, notified: bool) {
+        self.vq.set_used_notif_enabled(notified);
+    }
+
+    pub fn call(&self) -> &EventFd {
+        &self.call
+    }
+
     /// Tells the back-end of what was submitted, if it wants to know.
     pub fn kick(&mut self) -> io::Result<()> {
         if self.vq.avail_notif_needed() {
@@ -251,9 +215,4 @@ fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(())
-}
-
-fn no_completion() -> io::Error {
-    let text = format!("no completion within {PROGRESS:?}");
-    io::Error::new(io::ErrorKind::TimedOut, text)
 }

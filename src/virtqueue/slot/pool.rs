@@ -13,12 +13,26 @@ use crate::sync::{Arc, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use crate::virtqueue::arena::{Arena, Block};
 
 /// The half of a pool that other threads use: returned slots, and which heads are outstanding.
+///
+/// Aligned as the queue is: other threads put slots back.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct SlotReturns {
     list: AtomicPtr<Slot>,
     /// By head, 1 while a chain is outstanding. Relaxed: a head is seen again only after the used index that returned it
     /// went through the guest; a guest that does not wait for it risks finding its head still marked.
-    busy: Box<[AtomicU8]>,
+    busy: Box<[Marks]>,
+}
+
+/// The marks of as many heads as fit into a cache line of their own.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Marks([AtomicU8; LINE]);
+
+impl Marks {
+    fn clear() -> Self {
+        Marks(std::array::from_fn(|_| AtomicU8::new(0)))
+    }
 }
 
 impl SlotReturns {
@@ -72,7 +86,8 @@ impl SlotReturns {
 
     #[inline(always)]
     fn clear(&self, head: u16) {
-        self.busy[usize::from(head)].store(0, Ordering::Relaxed);
+        let head = usize::from(head);
+        self.busy[head / LINE].0[head % LINE].store(0, Ordering::Relaxed);
     }
 }
 
@@ -114,13 +129,14 @@ pub(in crate::virtqueue) enum NoSlot {
 impl SlotPool {
     /// A pool for a ring of this size whose elements carry `priv_size` bytes of the application; allocates no slot yet.
     pub(crate) fn new(ring_size: u16, priv_size: u32) -> SlotPool {
-        let marks: Box<[AtomicU8]> = (0..ring_size).map(|_| AtomicU8::new(0)).collect();
+        let lines = usize::from(ring_size).div_ceil(LINE);
+        let marks: Box<[Marks]> = (0..lines).map(|_| Marks::clear()).collect();
         // An odd number of cache lines spreads the slots' first lines over all sets of the cache.
         let lines = (size_of::<Slot>() + priv_size as usize).div_ceil(LINE) | 1;
         let slot_size = lines * LINE;
         SlotPool {
             free: Vec::new(),
-            busy: marks.as_ptr(),
+            busy: marks.as_ptr().cast(),
             returns: Arc::new(SlotReturns {
                 list: AtomicPtr::new(ptr::null_mut()),
                 busy: marks,

@@ -6,7 +6,8 @@ use crate::sync::Arc;
 use super::Queue;
 use crate::virtqueue::inflight::EpochCount;
 
-/// The elements popped by one owner over one table, and what they pin.
+/// The elements popped by one owner over one table, and what they pin. Aligned as the queue is: other threads count in it.
+#[repr(align(128))]
 pub(super) struct Epoch {
     pub(super) count: EpochCount,
     pub(super) queue: Arc<Queue>,

@@ -1,0 +1,42 @@
+"""The commands that users paste: from the README, and from what vu-blk says at its start."""
+
+import shlex
+from pathlib import Path
+from typing import List
+
+from harness import Failure
+
+ROOT = Path(__file__).resolve().parents[2]
+QEMU = "qemu-system-x86_64"
+
+
+def commands(first_word: str) -> List[List[str]]:
+    """The README's shell commands that begin with this word, each as its words, without a `&` or `...`."""
+    found = []
+    in_shell = False
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    for line in text.splitlines():
+        if line.startswith("```"):
+            in_shell = line == "```sh"
+        elif in_shell and line.split(maxsplit=1)[:1] == [first_word]:
+            words = shlex.split(line, comments=True)
+            found.append([word for word in words if word not in ("&", "...")])
+    if not found:
+        raise Failure(f"README.md has no command that begins with {first_word}")
+    return found
+
+
+def qemu_options(device: str) -> List[str]:
+    """The options of the README's QEMU command for this device."""
+    for command in commands(QEMU):
+        if any(word.startswith(f"{device},") for word in command):
+            return command[1:]
+    raise Failure(f"README.md has no {QEMU} command with a {device}")
+
+
+def announced_qemu_options(log: Path) -> List[str]:
+    """The options that vu-blk tells its user to paste."""
+    for line in log.read_text().splitlines():
+        if line.startswith("vu-blk: QEMU: "):
+            return shlex.split(line[len("vu-blk: QEMU: ") :])
+    raise Failure(f"no options for QEMU in {log.read_text()!r}")
