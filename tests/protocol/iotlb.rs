@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use super::device::{Event, SOON};
-use super::rig::{Bad, Rig, run, works};
+use super::rig::{Rig, run, works};
 use crate::sim::echo::EchoRequest;
 use crate::sim::wire::{Iotlb, backend_req, feature, req};
 use crate::sim::{Deadline, RegionSpec, Seg, Session, SharedFile, eventually};
