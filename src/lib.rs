@@ -114,6 +114,8 @@ mod stats;
 #[cfg(not(loom))]
 mod stream;
 mod sync;
+#[cfg(all(feature = "tokio", not(loom)))]
+pub mod tokio;
 #[cfg(not(loom))]
 #[doc(hidden)]
 #[allow(missing_docs, unsafe_code)]
