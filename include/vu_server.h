@@ -415,7 +415,8 @@ typedef struct vu_ctx_ops {
     /**
      * Required. Watches `fd`, or replaces its watch: `events` is the whole
      * mask, of poll(2)'s values (POLLIN ...). The descriptor is borrowed.
-     * Returns 0 or -errno, which breaks the ring concerned.
+     * Returns 0 or -errno, which breaks the ring concerned and is passed to
+     * its vu_device_ops.ring_broken.
      */
     int (*set_watch)(void *loop,
                      int fd,

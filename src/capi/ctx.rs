@@ -44,7 +44,8 @@ pub struct vu_ctx_ops {
     pub struct_size: usize,
     /// Required. Watches `fd`, or replaces its watch: `events` is the whole
     /// mask, of poll(2)'s values (POLLIN ...). The descriptor is borrowed.
-    /// Returns 0 or -errno, which breaks the ring concerned.
+    /// Returns 0 or -errno, which breaks the ring concerned and is passed to
+    /// its vu_device_ops.ring_broken.
     pub set_watch: Option<
         unsafe extern "C" fn(
             r#loop: *mut c_void,
