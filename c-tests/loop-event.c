@@ -1,75 +1,48 @@
 /* <vu_server/event.h>: an event base, and another one in a thread of its own. */
 #define _GNU_SOURCE
+#include "loop-event.h"
 #include "loop-scenario.h"
 
-#include <vu_server/event.h>
-
-/* A call of later() to come. */
-struct call {
-    void (*fn)(void *);
-    void *arg;
-};
-
-static int new_ctx(void *base, vu_ctx **ctx)
+static void hear_log(int severity, const char *message)
 {
-    return vu_ctx_new_event(base, ctx, NULL);
+    (void)severity;
+    (void)message;
 }
 
-static void *wrap(void *base)
+static void poll_inside(void *data)
 {
-    return vu_event_loop_new_(base);
+    vu_ctx_ops ops = vu_event_ops_();
+
+    err(ops.poll(data, 0), -EBUSY);
+    err(ops.poll(data, 100), -EBUSY);
 }
 
-static void run(void *base)
+/* Loops of a base do not nest, and the one that runs is none the worse for it. */
+static void inside_of_a_callback(void)
 {
-    check(event_base_dispatch(base) == 0);
-}
+    struct event_base *base = event_base_new();
+    struct vu_event_loop_ *wrapped = vu_event_loop_new_(base);
 
-static void quit(void *base)
-{
-    check(event_base_loopbreak(base) == 0);
-}
-
-static void turn(void *base)
-{
-    check(event_base_loop(base, EVLOOP_ONCE | EVLOOP_NONBLOCK) >= 0);
-}
-
-static void call_now(evutil_socket_t fd, short events, void *data)
-{
-    struct call call = *(struct call *)data;
-
-    (void)fd;
-    (void)events;
-    free(data);
-    call.fn(call.arg);
-}
-
-static void later(void *base, void (*fn)(void *), void *arg)
-{
-    const struct timeval now = {0, 0};
-    struct call *call = malloc(sizeof(*call));
-
-    check(call != NULL);
-    *call = (struct call){fn, arg};
-    check(event_base_once(base, -1, EV_TIMEOUT, call_now, call, &now) == 0);
-}
-
-static int watches(void *base)
-{
-    return event_base_get_num_events(base, EVENT_BASE_COUNT_ADDED);
+    /* libevent says so. */
+    event_set_log_callback(hear_log);
+    event_later(base, poll_inside, wrapped);
+    check(event_base_dispatch(base) == 1);
+    event_set_log_callback(NULL);
+    ok(vu_event_ops_().poll(wrapped, 0));
+    vu_event_ops_().destroy(wrapped);
+    event_base_free(base);
 }
 
 static void *scenario(void *data)
 {
     struct event_base *base = event_base_new();
-    const struct loop loop = {.loop = base, .new_ctx = new_ctx, .ops = vu_event_ops_(),
-                              .wrap = wrap, .run = run, .quit = quit, .turn = turn,
-                              .later = later, .watches = watches};
+    struct loop loop;
 
     (void)data;
     check(base != NULL);
+    loop = event_loop(base);
     loop_scenario(&loop);
+    loop_in_other_thread(&loop);
     /* Nothing keeps it alive. */
     check(event_base_dispatch(base) == 1);
     event_base_free(base);
@@ -81,6 +54,7 @@ int main(void)
     pthread_t thread;
 
     watchdog(50);
+    inside_of_a_callback();
     scenario(NULL);
 
     check(pthread_create(&thread, NULL, scenario, NULL) == 0);

@@ -9,28 +9,9 @@
 #include <semaphore.h>
 
 #include "echo-device.h"
+#include "loop.h"
 
 #define EXCHANGES 100
-
-/* How the loop's own library does it. Everything is called on the loop's thread. */
-struct loop {
-    void *loop;
-    int (*new_ctx)(void *loop, vu_ctx **ctx);
-    /* What the header makes of it for vu_ctx_new(), its functions and their argument. */
-    vu_ctx_ops ops;
-    void *(*wrap)(void *loop);
-    /* Until quit(), which is called inside of it. */
-    void (*run)(void *loop);
-    void (*quit)(void *loop);
-    /* One iteration, without waiting. */
-    void (*turn)(void *loop);
-    /* Calls it once, from the loop. */
-    void (*later)(void *loop, void (*fn)(void *), void *arg);
-    /* How many descriptors it watches. */
-    int (*watches)(void *loop);
-    /* Whether the loop may be run inside a callback of its own. */
-    bool nests;
-};
 
 /* --- the functions for vu_ctx_new() by themselves ------------------------------------------- */
 
@@ -119,6 +100,129 @@ static inline void check_error(const struct loop *loop, void *wrapped)
     check(close(seen.pipe[1]) == 0);
 }
 
+static inline void see_and_remove_both(void *data, uint32_t revents)
+{
+    struct seen *seen = data;
+
+    see(data, revents);
+    for (int i = 0; i < 2; i++) {
+        seen->loop->ops.remove_watch(seen->wrapped, seen->pipe[i]);
+        check(close(seen->pipe[i]) == 0);
+    }
+}
+
+/* Of two that are ready, the one that is called first removes the other. */
+static inline void check_removed_by_another(const struct loop *loop, void *wrapped)
+{
+    struct seen seen = {.loop = loop, .wrapped = wrapped};
+
+    check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, seen.pipe) == 0);
+    for (int i = 0; i < 2; i++) {
+        check(write(seen.pipe[i], "x", 1) == 1);
+        ok(loop->ops.set_watch(wrapped, seen.pipe[i], POLLIN, see_and_remove_both, &seen));
+    }
+    ok(loop->ops.poll(wrapped, -1));
+    loop->turn(loop->loop);
+    check(seen.calls == 1);
+}
+
+static inline void see_and_replace(void *data, uint32_t revents)
+{
+    struct seen *seen = data;
+
+    see(data, revents);
+    ok(seen->loop->ops.set_watch(seen->wrapped, seen->pipe[0], POLLOUT, see, seen));
+}
+
+/* A watch that is replaced by its own call. */
+static inline void check_replaced_inside(const struct loop *loop, void *wrapped)
+{
+    struct seen seen = {.loop = loop, .wrapped = wrapped};
+    const int before = loop->watches(loop->loop);
+
+    check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, seen.pipe) == 0);
+    check(write(seen.pipe[1], "x", 1) == 1);
+    ok(loop->ops.set_watch(wrapped, seen.pipe[0], POLLIN, see_and_replace, &seen));
+    ok(loop->ops.poll(wrapped, -1));
+    check(seen.calls == 1 && seen.revents == POLLIN);
+    seen.revents = 0;
+    while (seen.calls == 1)
+        ok(loop->ops.poll(wrapped, -1));
+    check(seen.revents == POLLOUT && loop->watches(loop->loop) == before + 1);
+    loop->ops.remove_watch(wrapped, seen.pipe[0]);
+    check(loop->watches(loop->loop) == before);
+    close(seen.pipe[0]);
+    close(seen.pipe[1]);
+}
+
+static inline void see_and_nest(void *data, uint32_t revents)
+{
+    struct seen *seen = data;
+    char byte;
+
+    check(read(seen->pipe[0], &byte, 1) == 1);
+    see(data, revents);
+    /* The other end, and this one again, are served by the loop inside of the call. */
+    if (seen->calls == 1) {
+        check(write(seen->pipe[1], "y", 1) == 1);
+        while (seen->calls < 2)
+            ok(seen->loop->ops.poll(seen->wrapped, -1));
+    }
+}
+
+static inline void check_nesting(const struct loop *loop, void *wrapped)
+{
+    struct seen seen = {.loop = loop, .wrapped = wrapped};
+
+    check(pipe(seen.pipe) == 0);
+    check(write(seen.pipe[1], "x", 1) == 1);
+    ok(loop->ops.set_watch(wrapped, seen.pipe[0], POLLIN, see_and_nest, &seen));
+    ok(loop->ops.poll(wrapped, -1));
+    check(seen.calls == 2);
+    loop->ops.remove_watch(wrapped, seen.pipe[0]);
+    close(seen.pipe[0]);
+    close(seen.pipe[1]);
+}
+
+/* What cannot be watched is refused or reported, and leaves nothing behind. */
+static inline void check_closed_descriptor(const struct loop *loop, void *wrapped)
+{
+    struct seen seen = {.loop = loop, .wrapped = wrapped};
+    const int before = loop->watches(loop->loop);
+    int rc;
+
+    check(pipe(seen.pipe) == 0);
+    close(seen.pipe[0]);
+    close(seen.pipe[1]);
+    rc = loop->ops.set_watch(wrapped, seen.pipe[0], POLLIN, see, &seen);
+    if (rc == 0) {
+        ok(loop->ops.poll(wrapped, -1));
+        check(seen.calls >= 1 && !(seen.revents & POLLIN));
+        loop->ops.remove_watch(wrapped, seen.pipe[0]);
+    }
+    check(loop->watches(loop->loop) == before);
+    /* Of one that is not watched: nothing. */
+    loop->ops.remove_watch(wrapped, seen.pipe[1]);
+    loop->turn(loop->loop);
+}
+
+/* Freed with watches that are ready, and the loop goes on. */
+static inline void check_destroyed_ready(const struct loop *loop)
+{
+    void *wrapped = loop->wrap(loop->loop);
+    struct seen seen = {.loop = loop};
+
+    check(pipe(seen.pipe) == 0);
+    check(write(seen.pipe[1], "x", 1) == 1);
+    ok(loop->ops.set_watch(wrapped, seen.pipe[0], POLLIN, see, &seen));
+    loop->ops.destroy(wrapped);
+    close(seen.pipe[0]);
+    close(seen.pipe[1]);
+    for (int i = 0; i < 3; i++)
+        loop->turn(loop->loop);
+    check(seen.calls == 0);
+}
+
 static inline void check_ops(const struct loop *loop)
 {
     void *wrapped = loop->wrap(loop->loop);
@@ -126,6 +230,11 @@ static inline void check_ops(const struct loop *loop)
 
     check_watches(loop, wrapped);
     check_error(loop, wrapped);
+    check_removed_by_another(loop, wrapped);
+    check_replaced_inside(loop, wrapped);
+    if (loop->nests)
+        check_nesting(loop, wrapped);
+    check_closed_descriptor(loop, wrapped);
     loop->turn(loop->loop);
     /* Nothing happens, and still it returns: not much before and, by the watchdog, not never. */
     began = milliseconds();
@@ -133,9 +242,18 @@ static inline void check_ops(const struct loop *loop)
     check(milliseconds() - began >= 49);
     loop->ops.destroy(wrapped);
     loop->turn(loop->loop);
+    check_destroyed_ready(loop);
 }
 
 /* --- a device ------------------------------------------------------------------------------- */
+
+static inline void free_ctx(const struct loop *loop, vu_ctx *ctx)
+{
+    if (loop->free_ctx)
+        loop->free_ctx(loop->loop);
+    else
+        ok(vu_ctx_free(ctx));
+}
 
 struct scenario {
     const struct loop *loop;
@@ -144,6 +262,7 @@ struct scenario {
     int served, until; /* requests; the loop is ended when so many have been */
     vu_elem *held;     /* the last one, until the server is being stopped */
     int result;        /* of what was called from the loop */
+    bool stopped;
     sem_t detached, submitted;
 };
 
@@ -153,6 +272,7 @@ static inline int scenario_kick(void *dev, vu_vq *vq)
     vu_elem *elem;
 
     check(pthread_equal(s->owner, pthread_self()));
+    check(!s->loop->inside || s->loop->inside(s->loop->loop));
     while (ok(vu_vq_pop(vq, &elem, 1)) == 1) {
         char bytes[256];
         size_t n = vu_elem_read(elem, 0, bytes, sizeof(bytes));
@@ -173,6 +293,14 @@ static inline void scenario_orphaned(void *dev, uint32_t index)
     (void)dev;
     (void)index;
     check(!"orphaned");
+}
+
+static inline void scenario_stopped(void *dev)
+{
+    struct scenario *s = dev;
+
+    s->stopped = true;
+    s->loop->quit(s->loop->loop);
 }
 
 static inline void exchange(struct fe *fe, unsigned queue)
@@ -237,6 +365,13 @@ static inline void stop_here(void *data)
     s->loop->quit(s->loop->loop);
 }
 
+static inline void request_stop_here(void *data)
+{
+    struct scenario *s = data;
+
+    s->result = vu_server_request_stop(s->rig.server);
+}
+
 static inline void complete_held(void *data)
 {
     struct scenario *s = data;
@@ -281,14 +416,76 @@ static inline void stop_with_one_held(struct scenario *s)
     else
         s->result = vu_server_stop(s->rig.server);
     ok(s->result);
-    check(s->held == NULL);
-    check(vu_server_is_stopped(s->rig.server) == 1);
+    check(!s->stopped);
 }
 
-static inline void check_device(const struct loop *loop)
+/* The same, while the loop goes on. */
+static inline void request_stop_with_one_held(struct scenario *s)
+{
+    const struct loop *loop = s->loop;
+
+    loop->later(loop->loop, request_stop_here, s);
+    loop->later(loop->loop, complete_held, s);
+    loop->run(loop->loop);
+    ok(s->result);
+    check(s->stopped);
+    /* The internal thread is waited for. */
+    ok(vu_server_stop(s->rig.server));
+}
+
+/* Two devices in one context: each has its requests answered, and ends by itself. */
+static inline void *two_front_ends(void *data)
+{
+    struct scenario *pair = data;
+
+    for (int i = 0; i < 2; i++)
+        ok(fe_start(&pair[i].rig.fe));
+    for (int i = 0; i < EXCHANGES; i++) {
+        struct scenario *s = &pair[i % 2];
+
+        s->rig.fe.mem_used = 64 << 10;
+        rig_submit(&s->rig, 0, 32, 32);
+        exchange(&s->rig.fe, 0);
+    }
+    /* Wakes the loop up at the end. */
+    rig_submit(&pair[0].rig, 0, 32, 32);
+    exchange(&pair[0].rig.fe, 0);
+    return NULL;
+}
+
+static inline void two_servers(const struct loop *loop, vu_ctx *ctx)
+{
+    const vu_device_ops ops = {VU_DEVICE_OPS_INIT, .kick = scenario_kick};
+    struct scenario pair[2];
+    const vu_server_config config = test_config();
+    const int before = loop->watches(loop->loop);
+    pthread_t thread;
+
+    for (int i = 0; i < 2; i++) {
+        pair[i] = (struct scenario){.loop = loop, .owner = pthread_self()};
+        rig_make(&pair[i].rig, &config, &ops, &pair[i], ctx);
+    }
+    check(pthread_create(&thread, NULL, two_front_ends, pair) == 0);
+    run_until(&pair[0], EXCHANGES / 2 + 1);
+    pthread_join(thread, NULL);
+    check(pair[1].served == EXCHANGES / 2);
+    check(loop->watches(loop->loop) == before + 2);
+    /* One goes, the other stays. */
+    ok(vu_server_stop(pair[0].rig.server));
+    check(loop->watches(loop->loop) == before + 1);
+    err(vu_ctx_free(ctx), -EBUSY);
+    for (int i = 1; i >= 0; i--) {
+        ok(vu_server_stop(pair[i].rig.server));
+        ok(vu_server_free(pair[i].rig.server));
+        fe_destroy(&pair[i].rig.fe);
+    }
+    check(loop->watches(loop->loop) == before);
+}
+
+static inline void check_device(const struct loop *loop, bool blocking)
 {
     const vu_device_ops ops = {VU_DEVICE_OPS_INIT, .kick = scenario_kick,
-                               .orphaned = scenario_orphaned};
+                               .orphaned = scenario_orphaned, .stopped = scenario_stopped};
     struct scenario s = {.loop = loop, .owner = pthread_self()};
     vu_server_config config = test_config();
     const int before = loop->watches(loop->loop);
@@ -309,16 +506,71 @@ static inline void check_device(const struct loop *loop)
         run_until(&s, EXCHANGES + 3);
     check(s.held != NULL);
     check(vu_server_has_inflight(s.rig.server) == 1);
-    stop_with_one_held(&s);
+    if (blocking)
+        stop_with_one_held(&s);
+    else
+        request_stop_with_one_held(&s);
+    check(s.held == NULL);
+    check(vu_server_is_stopped(s.rig.server) == 1);
     pthread_join(thread, NULL);
     ok(vu_server_free(s.rig.server));
     check(loop->watches(loop->loop) == before + 1);
-    ok(vu_ctx_free(ctx));
+    if (!blocking)
+        two_servers(loop, ctx);
+    free_ctx(loop, ctx);
     check(loop->watches(loop->loop) == before);
     loop->turn(loop->loop);
     fe_destroy(&s.rig.fe);
     sem_destroy(&s.detached);
     sem_destroy(&s.submitted);
+}
+
+/* --- a loop that another thread runs ---------------------------------------------------------- */
+
+static inline void other_disconnected(void *dev, int error, const char *reason)
+{
+    struct scenario *s = dev;
+
+    (void)error;
+    (void)reason;
+    check(pthread_equal(s->owner, pthread_self()));
+    s->loop->quit(s->loop->loop);
+}
+
+static inline void *run_loop(void *data)
+{
+    struct scenario *s = data;
+
+    s->owner = pthread_self();
+    s->loop->run(s->loop->loop);
+    return NULL;
+}
+
+/* Made, stopped and freed here, and run by a thread; the front-end is here as well. */
+static inline void loop_in_other_thread(const struct loop *loop)
+{
+    const vu_device_ops ops = {VU_DEVICE_OPS_INIT, .kick = scenario_kick,
+                               .disconnected = other_disconnected};
+    const vu_server_config config = test_config();
+    struct scenario s = {.loop = loop};
+    pthread_t thread;
+    vu_ctx *ctx;
+
+    ok(loop->new_ctx(loop->loop, &ctx));
+    rig_make(&s.rig, &config, &ops, &s, ctx);
+    check(pthread_create(&thread, NULL, run_loop, &s) == 0);
+    ok(fe_start(&s.rig.fe));
+    for (int i = 0; i < EXCHANGES; i++) {
+        s.rig.fe.mem_used = 64 << 10;
+        rig_submit(&s.rig, 0, 32, 32);
+        exchange(&s.rig.fe, 0);
+    }
+    ok(vu_server_stop(s.rig.server));
+    pthread_join(thread, NULL);
+    ok(vu_server_free(s.rig.server));
+    free_ctx(loop, ctx);
+    loop->turn(loop->loop);
+    fe_destroy(&s.rig.fe);
 }
 
 /* Nothing is left of a context that was freed. */
@@ -328,9 +580,10 @@ static inline void loop_scenario(const struct loop *loop)
 
     loop->turn(loop->loop);
     descriptors = open_fds();
-    check_ops(loop);
+    if (loop->wrap)
+        check_ops(loop);
     for (int i = 0; i < 3; i++) {
-        check_device(loop);
+        check_device(loop, loop->whole && i > 0);
         check(open_fds() == descriptors);
     }
 }

@@ -401,7 +401,8 @@ typedef void (*vu_ctx_watch_fn)(void *data, uint32_t revents);
 /**
  * An event loop, as the library drives it. Every function is called on the
  * thread that owns the context: inside a dispatch, or inside vu_server_stop(),
- * vu_server_detach_ctx(), vu_ctx_new() or vu_ctx_free() called there.
+ * vu_server_detach_ctx(), vu_ctx_new() or vu_ctx_free() called there. None but
+ * `poll` may call the library.
  *
  * A context needs one watch for its doorbell and one for the kick descriptor
  * of each started queue.
@@ -414,7 +415,8 @@ typedef struct vu_ctx_ops {
     /**
      * Required. Watches `fd`, or replaces its watch: `events` is the whole
      * mask, of poll(2)'s values (POLLIN ...). The descriptor is borrowed.
-     * Returns 0 or -errno, which breaks the ring concerned.
+     * Returns 0 or -errno, which breaks the ring concerned and is passed to
+     * its vu_device_ops.ring_broken.
      */
     int (*set_watch)(void *loop,
                      int fd,

@@ -49,8 +49,9 @@
 //!   never runs device code and never touches guest memory.
 //! * A [`Context`] stands for one event loop. Every device callback runs on the thread that owns the context,
 //!   inside a dispatch of it (or inside stop or detach called there), so a single-threaded program needs no
-//!   lock. The loop is the program's own ([`Context::foreign`]), the embedded one ([`Context::epoll`]), or
-//!   none ([`Context::polled`]).
+//!   lock. The loop is the program's own ([`Context::foreign`]), the embedded one ([`Context::epoll`], which the
+//!   cargo feature `tokio` serves in a tokio runtime), or none ([`Context::polled`]). `docs/integrating.md` has a
+//!   page for each kind of loop.
 //! * Each server has a *home* context for its events, and each queue a context of its own, at first the home
 //!   one. Queues move at run time ([`Server::attach_queue`], [`Server::detach`], [`Server::attach`]);
 //!   ownership is one atomic word per queue, and it moves, it is never shared.
@@ -114,6 +115,8 @@ mod stats;
 #[cfg(not(loom))]
 mod stream;
 mod sync;
+#[cfg(all(feature = "tokio", not(loom)))]
+pub mod tokio;
 #[cfg(not(loom))]
 #[doc(hidden)]
 #[allow(missing_docs, unsafe_code)]

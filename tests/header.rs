@@ -166,6 +166,35 @@ fn it_compiles_alone_and_twice() {
     }
 }
 
+/// The headers for loops, beside those of the loops' own libraries.
+#[test]
+fn the_headers_for_loops_compile_alone_and_twice() {
+    for (name, package) in [
+        ("event", "libevent"),
+        ("glib", "glib-2.0"),
+        ("uring", "liburing"),
+        ("uv", "libuv"),
+    ] {
+        let output = Command::new("pkg-config")
+            .args(["--cflags", package])
+            .output()
+            .expect("pkg-config runs");
+        assert!(output.status.success(), "pkg-config --cflags {package}");
+        let cflags = String::from_utf8(output.stdout).expect("UTF-8");
+        let source = format!("#include <vu_server/{name}.h>\n").repeat(2);
+        for (compiler, language) in [
+            ("cc", ["-x", "c", "-std=gnu99"]),
+            ("c++", ["-x", "c++", "-std=gnu++11"]),
+        ] {
+            let flags: Vec<_> = language
+                .into_iter()
+                .chain(cflags.split_whitespace())
+                .collect();
+            compile(compiler, &flags, &source);
+        }
+    }
+}
+
 #[test]
 fn its_example_compiles() {
     let (_, example) = HEADER.split_once("@code\n").expect("an example");

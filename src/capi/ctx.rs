@@ -32,7 +32,8 @@ pub type vu_ctx_watch_fn = Option<unsafe extern "C" fn(data: *mut c_void, revent
 
 /// An event loop, as the library drives it. Every function is called on the
 /// thread that owns the context: inside a dispatch, or inside vu_server_stop(),
-/// vu_server_detach_ctx(), vu_ctx_new() or vu_ctx_free() called there.
+/// vu_server_detach_ctx(), vu_ctx_new() or vu_ctx_free() called there. None but
+/// `poll` may call the library.
 ///
 /// A context needs one watch for its doorbell and one for the kick descriptor
 /// of each started queue.
@@ -43,7 +44,8 @@ pub struct vu_ctx_ops {
     pub struct_size: usize,
     /// Required. Watches `fd`, or replaces its watch: `events` is the whole
     /// mask, of poll(2)'s values (POLLIN ...). The descriptor is borrowed.
-    /// Returns 0 or -errno, which breaks the ring concerned.
+    /// Returns 0 or -errno, which breaks the ring concerned and is passed to
+    /// its vu_device_ops.ring_broken.
     pub set_watch: Option<
         unsafe extern "C" fn(
             r#loop: *mut c_void,

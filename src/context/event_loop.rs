@@ -11,10 +11,11 @@ use super::watch::Watch;
 /// An event loop of the application, as a context drives it.
 ///
 /// Every method is called on the thread that owns the context, inside a dispatch of it (or inside stop,
-/// detach or free called on that thread).
+/// detach or free called on that thread). None but [`poll`](Self::poll) may call the library.
 pub trait EventLoop: Send + Sync {
     /// Watches `fd`, or replaces the whole event mask of one that is watched. Level-triggered: when the
-    /// descriptor is ready, the loop calls [`Watch::ready`]. An error breaks the ring concerned.
+    /// descriptor is ready, the loop calls [`Watch::ready`]. An error breaks the ring concerned, and
+    /// [`ring_broken`](crate::Device::ring_broken) hears its errno.
     ///
     /// # Errors
     /// Whatever keeps the loop from watching.

@@ -142,12 +142,17 @@ impl ContextCore {
             return Err(self.unsupported("run"));
         }
         let _dispatch = self.enter()?;
-        // The flag is consumed by the run that it ends.
-        while !self.quit.swap(false, Ordering::AcqRel) {
+        while !self.take_quit() {
             self.round(-1)?;
         }
         self.arm_for_a_pause();
         Ok(())
+    }
+
+    /// Whether to end. The request is consumed by the run that it ends.
+    pub(crate) fn take_quit(&self) -> bool {
+        // AcqRel pairs with the Release of `request_quit`.
+        self.quit.swap(false, Ordering::AcqRel)
     }
 
     /// Async-signal-safe.

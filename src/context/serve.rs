@@ -71,13 +71,16 @@ impl ContextCore {
             Drained::Ok if revents & libc::POLLIN as u32 != 0 => None,
             // A call that comes late may speak of another descriptor that had this slot.
             Drained::Ok if !kick.is_gone() => None,
-            Drained::Ok | Drained::Gone => Some("nobody can signal the kick descriptor any more"),
-            Drained::Failed(errno) => Some(errno.desc()),
+            Drained::Ok | Drained::Gone => Some((
+                libc::EBADMSG,
+                "nobody can signal the kick descriptor any more",
+            )),
+            Drained::Failed(errno) => Some((errno as i32, errno.desc())),
         };
         match gone {
             None => self.serve(queue),
-            Some(why) => {
-                queue.fail_kick(why);
+            Some((errno, why)) => {
+                queue.fail_kick(errno, why);
                 self.give_up(queue);
             }
         }
@@ -133,7 +136,7 @@ impl ContextCore {
         let slot = match self.watch_kick(queue, &kick) {
             Ok(slot) => slot,
             Err(error) => {
-                queue.fail_kick(error.message());
+                queue.fail_kick(error.errno(), error.message());
                 return self.hand_back(queue);
             }
         };

@@ -278,11 +278,8 @@ impl Queue {
     }
 
     /// The kick descriptor does not work.
-    pub(crate) fn fail_kick(&self, why: &str) {
-        self.fail(Error::new(
-            libc::EBADMSG,
-            format!("queue {}: {why}", self.index),
-        ));
+    pub(crate) fn fail_kick(&self, errno: i32, why: &str) {
+        self.fail(Error::new(errno, format!("queue {}: {why}", self.index)));
     }
 
     /// Brackets a call of `kick`.
