@@ -101,6 +101,8 @@ mod outbox;
 #[doc(hidden)]
 #[allow(missing_docs)]
 pub mod protocol;
+#[cfg(all(feature = "rust-vmm", not(loom)))]
+pub mod rust_vmm;
 #[cfg(not(loom))]
 mod question;
 #[cfg(not(loom))]
