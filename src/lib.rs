@@ -101,10 +101,10 @@ mod outbox;
 #[doc(hidden)]
 #[allow(missing_docs)]
 pub mod protocol;
-#[cfg(all(feature = "rust-vmm", not(loom)))]
-pub mod rust_vmm;
 #[cfg(not(loom))]
 mod question;
+#[cfg(all(feature = "rust-vmm", not(loom)))]
+pub mod rust_vmm;
 #[cfg(not(loom))]
 mod server;
 #[cfg(not(loom))]
