@@ -10,7 +10,8 @@ source=$work/source
 prefix=$work/prefix
 failed=0
 
-# All that the checks below may know: no CFLAGS of the caller's, no network for cargo.
+# The crates must be there; from here on there are no CFLAGS of the caller's, and no network for cargo.
+cargo fetch --quiet --locked || exit 1
 export CARGO_NET_OFFLINE=1 LC_ALL=C.UTF-8
 unset CFLAGS CXXFLAGS LDFLAGS DESTDIR LD_LIBRARY_PATH
 

@@ -12,7 +12,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=0
 
+# Crates for other systems count as well, so all of them are fetched.
 install_tool() {
+    cargo fetch --quiet --locked || return
     [[ $("$tools/bin/cargo-deny" --version 2>/dev/null) == "cargo-deny $version" ]] ||
         cargo install --quiet --debug --locked --root "$tools" "cargo-deny@$version"
 }
