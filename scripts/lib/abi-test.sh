@@ -134,10 +134,12 @@ mutants() {
         src/capi/server.rs '/fn vu_server_vq\(/,/\{/s/index: u32/index: u64/' \
         src/capi/server.rs '/fn vu_server_vq\(/,/^\}/s/\(index\)/(index as u32)/'
     mutant 'in the library, a field before the end of a structure' found \
-        src/capi/stats.rs 's/^    pub pops: u64,/    pub early: u64,\n&/; s/^            pops: stats.pops,/            early: 0,\n&/' \
+        src/capi/stats.rs 's/^    pub pops: u64,/    pub early: u64,\n&/' \
+        src/capi/stats.rs 's/^            pops: stats.pops,/            early: 0,\n&/' \
         src/capi/stats.rs '/layout!\(vu_vq_stats/,/\);/d'
     mutant 'in the library, a field at the end, and a new function' fine \
-        src/capi/stats.rs 's/^    pub breaks: u64,/&\n    pub late: u64,/; s/^            breaks: stats.breaks,/&\n            late: 0,/' \
+        src/capi/stats.rs '/^pub struct vu_vq_stats/,/^\}/s/^\}/    pub late: u64,\n}/' \
+        src/capi/stats.rs 's/^            pops: stats.pops,/            late: 0,\n&/' \
         src/capi/stats.rs '/layout!\(vu_vq_stats/,/\);/d' \
         src/capi/version.rs '$a #[unsafe(no_mangle)]\npub extern "C" fn vu_version_late() -> u32 { 0 }'
 }
