@@ -6,20 +6,52 @@
     _Static_assert(offsetof(type, field) == (offset), #type "." #field)
 #define SIZE(type, size) _Static_assert(sizeof(type) == (size), #type)
 
-AT(vu_elem, out, 0);
-AT(vu_elem, out_num, 8);
-AT(vu_elem, in, 16);
-AT(vu_elem, in_num, 24);
-AT(vu_elem, out_len, 28);
-AT(vu_elem, in_len, 32);
-AT(vu_elem, priv, 40);
-
 AT(vu_ctx_ops, struct_size, 0);
 AT(vu_ctx_ops, set_watch, 8);
 AT(vu_ctx_ops, remove_watch, 16);
 AT(vu_ctx_ops, poll, 24);
 AT(vu_ctx_ops, destroy, 32);
 SIZE(vu_ctx_ops, 40);
+
+AT(vu_server_config, struct_size, 0);
+AT(vu_server_config, name, 8);
+AT(vu_server_config, flags, 16);
+AT(vu_server_config, features, 24);
+AT(vu_server_config, features_masked, 32);
+AT(vu_server_config, num_queues, 40);
+AT(vu_server_config, max_queue_size, 44);
+AT(vu_server_config, config_space, 48);
+AT(vu_server_config, config_size, 56);
+AT(vu_server_config, config_writable, 64);
+AT(vu_server_config, elem_priv_size, 72);
+AT(vu_server_config, stage_max, 76);
+AT(vu_server_config, drain_timeout_ms, 80);
+AT(vu_server_config, on_broken_ring, 84);
+AT(vu_server_config, log_level, 88);
+AT(vu_server_config, log, 96);
+AT(vu_server_config, log_opaque, 104);
+AT(vu_server_config, wake, 112);
+AT(vu_server_config, wake_opaque, 120);
+SIZE(vu_server_config, 128);
+
+AT(vu_crypto_session, op_code, 0);
+AT(vu_crypto_session, algo, 8);
+AT(vu_crypto_session, hash_algo, 12);
+AT(vu_crypto_session, digest_len, 16);
+AT(vu_crypto_session, aad_len, 20);
+AT(vu_crypto_session, op_type, 24);
+AT(vu_crypto_session, direction, 28);
+AT(vu_crypto_session, hash_mode, 32);
+AT(vu_crypto_session, chain_order, 36);
+AT(vu_crypto_session, key_type, 40);
+AT(vu_crypto_session, padding_algo, 44);
+AT(vu_crypto_session, key, 48);
+AT(vu_crypto_session, key_len, 56);
+AT(vu_crypto_session, auth_key, 64);
+AT(vu_crypto_session, auth_key_len, 72);
+AT(vu_crypto_session, body, 80);
+AT(vu_crypto_session, body_size, 88);
+SIZE(vu_crypto_session, 96);
 
 AT(vu_device_ops, struct_size, 0);
 AT(vu_device_ops, kick, 8);
@@ -44,39 +76,14 @@ AT(vu_device_ops, gpu_set_socket, 152);
 AT(vu_device_ops, status_set, 160);
 SIZE(vu_device_ops, 168);
 
-AT(vu_crypto_session, op_code, 0);
-AT(vu_crypto_session, algo, 8);
-AT(vu_crypto_session, padding_algo, 44);
-AT(vu_crypto_session, key, 48);
-AT(vu_crypto_session, key_len, 56);
-AT(vu_crypto_session, auth_key, 64);
-AT(vu_crypto_session, auth_key_len, 72);
-AT(vu_crypto_session, body, 80);
-AT(vu_crypto_session, body_size, 88);
-SIZE(vu_crypto_session, 96);
-
-AT(vu_server_config, struct_size, 0);
-AT(vu_server_config, name, 8);
-AT(vu_server_config, flags, 16);
-AT(vu_server_config, features, 24);
-AT(vu_server_config, features_masked, 32);
-AT(vu_server_config, num_queues, 40);
-AT(vu_server_config, max_queue_size, 44);
-AT(vu_server_config, config_space, 48);
-AT(vu_server_config, config_size, 56);
-AT(vu_server_config, config_writable, 64);
-AT(vu_server_config, elem_priv_size, 72);
-AT(vu_server_config, stage_max, 76);
-AT(vu_server_config, drain_timeout_ms, 80);
-AT(vu_server_config, on_broken_ring, 84);
-AT(vu_server_config, log_level, 88);
-AT(vu_server_config, log, 96);
-AT(vu_server_config, log_opaque, 104);
-AT(vu_server_config, wake, 112);
-AT(vu_server_config, wake_opaque, 120);
-SIZE(vu_server_config, 128);
-
+AT(vu_server_stats, struct_size, 0);
 AT(vu_server_stats, connections, 8);
+AT(vu_server_stats, messages, 16);
+AT(vu_server_stats, refusals, 24);
+AT(vu_server_stats, protocol_errors, 32);
+AT(vu_server_stats, broken_rings, 40);
+AT(vu_server_stats, orphaned_queues, 48);
+AT(vu_server_stats, config_changes, 56);
 AT(vu_server_stats, memory_regions, 64);
 AT(vu_server_stats, messages_by_type, 72);
 AT(vu_server_stats, unlogged_pages, 584);
@@ -84,11 +91,28 @@ AT(vu_server_stats, backend_requests, 592);
 AT(vu_server_stats, backend_failures, 600);
 SIZE(vu_server_stats, 608);
 
+AT(vu_vq_stats, struct_size, 0);
 AT(vu_vq_stats, pops, 8);
+AT(vu_vq_stats, completions, 16);
+AT(vu_vq_stats, bytes_out, 24);
+AT(vu_vq_stats, bytes_in, 32);
+AT(vu_vq_stats, kicks, 40);
+AT(vu_vq_stats, notifications, 48);
+AT(vu_vq_stats, notifications_suppressed, 56);
 AT(vu_vq_stats, inflight, 64);
+AT(vu_vq_stats, dropped, 72);
 AT(vu_vq_stats, breaks, 80);
 AT(vu_vq_stats, suspended, 88);
 SIZE(vu_vq_stats, 96);
+
+AT(vu_elem, out, 0);
+AT(vu_elem, out_num, 8);
+AT(vu_elem, in, 16);
+AT(vu_elem, in_num, 24);
+AT(vu_elem, out_len, 28);
+AT(vu_elem, in_len, 32);
+AT(vu_elem, priv, 40);
+SIZE(vu_elem, 48);
 
 _Static_assert(VU_AGAIN == 1, "kick");
 _Static_assert(VU_STOP_RECALL == 1 && VU_STOP_VRING_BASE == 2 && VU_STOP_DISABLED == 3 &&
@@ -98,7 +122,8 @@ _Static_assert(VU_LOG_ERROR == 3 && VU_LOG_WARNING == 4 && VU_LOG_INFO == 6 &&
                VU_LOG_DEBUG == 7, "syslog levels");
 _Static_assert(VU_BROKEN_RING_STOP == 0 && VU_BROKEN_RING_DISCONNECT == 1, "broken rings");
 _Static_assert(VU_SERVER_RUN_DISABLED_QUEUES == 1u << 0 &&
-               VU_SERVER_REQUIRE_SEALED_MEMORY == 1u << 1, "flags");
+               VU_SERVER_REQUIRE_SEALED_MEMORY == 1u << 1 &&
+               VU_SERVER_NO_INFLIGHT_AREA == 1u << 2 && VU_SERVER_SUSPENDS == 1u << 3, "flags");
 
 int main(void)
 {

@@ -231,12 +231,22 @@
  * Initialisers of the structures that begin with their size. The two for tables
  * of functions stand inside the braces, before the functions:
  *     static const vu_device_ops ops = { VU_DEVICE_OPS_INIT, .kick = kick };
+ * In C++ before C++20, which cannot name members there:
+ *     vu_device_ops ops = {};
+ *     ops.struct_size = sizeof ops;
+ *     ops.kick = kick;
  */
 #define VU_CTX_OPS_INIT .struct_size = sizeof(vu_ctx_ops)
 #define VU_DEVICE_OPS_INIT .struct_size = sizeof(vu_device_ops)
-#define VU_SERVER_CONFIG_INIT { .struct_size = sizeof(vu_server_config) }
-#define VU_SERVER_STATS_INIT { .struct_size = sizeof(vu_server_stats) }
-#define VU_VQ_STATS_INIT { .struct_size = sizeof(vu_vq_stats) }
+#ifdef __cplusplus
+#define VU_INIT_(type) \
+    ([]() -> type { type init = type(); init.struct_size = sizeof init; return init; }())
+#else
+#define VU_INIT_(type) { .struct_size = sizeof(type) }
+#endif
+#define VU_SERVER_CONFIG_INIT VU_INIT_(vu_server_config)
+#define VU_SERVER_STATS_INIT VU_INIT_(vu_server_stats)
+#define VU_VQ_STATS_INIT VU_INIT_(vu_vq_stats)
 
 /* Before functions whose result must not be ignored. */
 #ifndef VU_MUST_USE

@@ -69,6 +69,7 @@
 
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(loom))]
 mod callback;
@@ -104,6 +105,8 @@ mod outbox;
 pub mod protocol;
 #[cfg(not(loom))]
 mod question;
+#[cfg(all(feature = "rust-vmm", not(loom)))]
+pub mod rust_vmm;
 #[cfg(not(loom))]
 mod server;
 #[cfg(not(loom))]

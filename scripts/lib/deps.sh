@@ -5,7 +5,8 @@ set -euo pipefail
 
 build_packages=(build-essential pkg-config meson ninja-build liburing-dev python3)
 demo_packages=("${build_packages[@]}" qemu-system-x86 busybox-static cpio)
-test_packages=("${demo_packages[@]}" qemu-utils valgrind clang libglib2.0-dev libuv1-dev libevent-dev systemd)
+test_packages=("${demo_packages[@]}" qemu-utils valgrind clang libglib2.0-dev libuv1-dev libevent-dev
+    systemd abigail-tools man-db mandoc)
 
 say() { printf '%s\n' "deps: $*" >&2; }
 die() { say "$*"; exit 1; }

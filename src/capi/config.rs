@@ -10,7 +10,7 @@ use crate::server::ServerBuilder;
 use crate::sync::{Arc, AtomicBool, Ordering};
 
 use super::error::c_string;
-use super::structs::Extensible;
+use super::structs::{Extensible, layout};
 
 /// Log level, as in syslog(3): something is lost; a callback failed, a queue
 /// was orphaned.
@@ -118,7 +118,27 @@ pub struct vu_server_config {
     pub wake_opaque: *mut c_void,
 }
 
-const _: () = assert!(size_of::<vu_server_config>() == 128);
+layout!(vu_server_config, 128, {
+    struct_size: 0,
+    name: 8,
+    flags: 16,
+    features: 24,
+    features_masked: 32,
+    num_queues: 40,
+    max_queue_size: 44,
+    config_space: 48,
+    config_size: 56,
+    config_writable: 64,
+    elem_priv_size: 72,
+    stage_max: 76,
+    drain_timeout_ms: 80,
+    on_broken_ring: 84,
+    log_level: 88,
+    log: 96,
+    log_opaque: 104,
+    wake: 112,
+    wake_opaque: 120,
+});
 
 // SAFETY: repr(C), begins with its size, NULL is allowed for pointers and functions.
 unsafe impl Extensible for vu_server_config {

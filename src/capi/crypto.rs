@@ -5,6 +5,8 @@ use std::ptr;
 
 use crate::protocol::messages::{CryptoParams, CryptoSession};
 
+use super::structs::layout;
+
 /// A crypto session that a device is asked to create; see
 /// vu_device_ops.create_crypto_session. The library makes it, and later versions
 /// may append fields. The numbers are those of the virtio specification (1.3,
@@ -47,7 +49,25 @@ pub struct vu_crypto_session {
     pub body_size: usize,
 }
 
-const _: () = assert!(size_of::<vu_crypto_session>() == 8 + 10 * 4 + 6 * 8);
+layout!(vu_crypto_session, 96, {
+    op_code: 0,
+    algo: 8,
+    hash_algo: 12,
+    digest_len: 16,
+    aad_len: 20,
+    op_type: 24,
+    direction: 28,
+    hash_mode: 32,
+    chain_order: 36,
+    key_type: 40,
+    padding_algo: 44,
+    key: 48,
+    key_len: 56,
+    auth_key: 64,
+    auth_key_len: 72,
+    body: 80,
+    body_size: 88,
+});
 
 impl vu_crypto_session {
     /// Its pointers are into `session`.

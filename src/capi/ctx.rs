@@ -10,7 +10,7 @@ use crate::sync::Arc;
 
 use super::error::{clear, set_up, vu_error};
 use super::guard::{guard, status};
-use super::structs::{self, Extensible};
+use super::structs::{self, Extensible, layout};
 
 /// A context: one event loop of the application. See "Threads" at the top of
 /// this file for who owns it.
@@ -66,7 +66,13 @@ pub struct vu_ctx_ops {
     pub destroy: Option<unsafe extern "C" fn(r#loop: *mut c_void)>,
 }
 
-const _: () = assert!(size_of::<vu_ctx_ops>() == 40);
+layout!(vu_ctx_ops, 40, {
+    struct_size: 0,
+    set_watch: 8,
+    remove_watch: 16,
+    poll: 24,
+    destroy: 32,
+});
 
 // SAFETY: repr(C), begins with its size, functions may be NULL.
 unsafe impl Extensible for vu_ctx_ops {

@@ -11,7 +11,7 @@ use crate::virtqueue::Virtqueue;
 
 use super::crypto::vu_crypto_session;
 use super::error::c_string;
-use super::structs::Extensible;
+use super::structs::{Extensible, layout};
 use super::vq::vu_vq;
 
 /// Answer of vu_device_ops.kick: call again after the loop has served others.
@@ -157,7 +157,29 @@ pub struct vu_device_ops {
     pub status_set: Option<unsafe extern "C" fn(dev: *mut c_void, status: u8)>,
 }
 
-const _: () = assert!(size_of::<vu_device_ops>() == 21 * 8);
+layout!(vu_device_ops, 168, {
+    struct_size: 0,
+    kick: 8,
+    queue_started: 16,
+    queue_stopping: 24,
+    queue_stopped: 32,
+    connected: 40,
+    disconnected: 48,
+    features_acked: 56,
+    config_written: 64,
+    reset: 72,
+    ring_broken: 80,
+    orphaned: 88,
+    stopped: 96,
+    destroy: 104,
+    send_rarp: 112,
+    net_set_mtu: 120,
+    shared_object: 128,
+    create_crypto_session: 136,
+    close_crypto_session: 144,
+    gpu_set_socket: 152,
+    status_set: 160,
+});
 
 // SAFETY: repr(C), begins with its size, functions may be NULL.
 unsafe impl Extensible for vu_device_ops {

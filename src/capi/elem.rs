@@ -9,6 +9,7 @@ use crate::virtqueue::slot::{Elem, Slot, state};
 use crate::virtqueue::{Queue, complete, read_out, suspend, write_in};
 
 use super::guard::{guard, status};
+use super::structs::layout;
 use super::vq::vu_vq;
 
 /// One request: a chain of buffers in guest memory.
@@ -39,6 +40,16 @@ pub struct vu_elem {
     /// them; NULL if that size is 0.
     pub r#priv: *mut c_void,
 }
+
+layout!(vu_elem, 48, {
+    out: 0,
+    out_num: 8,
+    r#in: 16,
+    in_num: 24,
+    out_len: 28,
+    in_len: 32,
+    r#priv: 40,
+});
 
 const _: () = {
     assert!(size_of::<vu_elem>() == size_of::<Elem>());

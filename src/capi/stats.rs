@@ -7,7 +7,7 @@ use crate::virtqueue::VqStats;
 
 use super::guard::status;
 use super::server::{vu_server, with_server};
-use super::structs::{self, Extensible};
+use super::structs::{self, Extensible, layout};
 use super::vq::{vu_vq, with_queue};
 
 /// What a server has done since it was made. Counters only grow, but for
@@ -46,7 +46,22 @@ pub struct vu_server_stats {
     pub backend_failures: u64,
 }
 
-const _: () = assert!(size_of::<vu_server_stats>() == 8 * (9 + 64 + 3) && MESSAGE_TYPES == 64);
+layout!(vu_server_stats, 608, {
+    struct_size: 0,
+    connections: 8,
+    messages: 16,
+    refusals: 24,
+    protocol_errors: 32,
+    broken_rings: 40,
+    orphaned_queues: 48,
+    config_changes: 56,
+    memory_regions: 64,
+    messages_by_type: 72,
+    unlogged_pages: 584,
+    backend_requests: 592,
+    backend_failures: 600,
+});
+const _: () = assert!(MESSAGE_TYPES == 64);
 
 // SAFETY: repr(C), begins with its size, numbers only.
 unsafe impl Extensible for vu_server_stats {
@@ -104,7 +119,20 @@ pub struct vu_vq_stats {
     pub suspended: u64,
 }
 
-const _: () = assert!(size_of::<vu_vq_stats>() == 8 * 12);
+layout!(vu_vq_stats, 96, {
+    struct_size: 0,
+    pops: 8,
+    completions: 16,
+    bytes_out: 24,
+    bytes_in: 32,
+    kicks: 40,
+    notifications: 48,
+    notifications_suppressed: 56,
+    inflight: 64,
+    dropped: 72,
+    breaks: 80,
+    suspended: 88,
+});
 
 // SAFETY: repr(C), begins with its size, numbers only.
 unsafe impl Extensible for vu_vq_stats {

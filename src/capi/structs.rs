@@ -20,6 +20,18 @@ pub(super) unsafe trait Extensible: Copy {
     const NAME: &'static str;
 }
 
+/// Fixes the layout that programs were compiled with: the size, and where each field is. c-tests/abi-layout.c says
+/// the same to a C compiler, and c-tests/abi-complete.py sees to it that neither leaves anything out.
+macro_rules! layout {
+    ($name:ty, $size:literal, { $($field:ident: $offset:literal),* $(,)? }) => {
+        const _: () = {
+            assert!(size_of::<$name>() == $size);
+            $(assert!(std::mem::offset_of!($name, $field) == $offset);)*
+        };
+    };
+}
+pub(super) use layout;
+
 fn check_size<T: Extensible>(size: usize) -> Result<()> {
     if size < size_of::<usize>() || !size.is_multiple_of(align_of::<T>()) {
         return Err(Error::invalid(format!(

@@ -8,6 +8,8 @@ mod area;
 mod cell;
 mod dirty_log;
 mod error;
+#[cfg(feature = "rust-vmm")]
+mod guest_memory;
 mod iotlb;
 mod mapping;
 mod regions;
@@ -20,6 +22,8 @@ pub(crate) use area::SharedArea;
 pub(crate) use cell::{Bracket, TableCell};
 pub(crate) use dirty_log::DirtyLog;
 pub use error::MemoryError;
+#[cfg(feature = "rust-vmm")]
+pub use guest_memory::{MappedMemory, MappedRegion};
 pub(crate) use iotlb::{Iotlb, IotlbCursor, Obstacle};
 pub(crate) use regions::Regions;
 pub use table::RegionTable;

@@ -269,6 +269,12 @@ impl Server {
         self.shared.acked_features()
     }
 
+    /// The guest's memory, as it is mapped now; empty without a connection.
+    #[cfg(feature = "rust-vmm")]
+    pub fn guest_memory(&self) -> crate::rust_vmm::MappedMemory {
+        crate::rust_vmm::MappedMemory::new(self.shared.table.current().regions().clone())
+    }
+
     /// Statistics of the server.
     pub fn stats(&self) -> ServerStats {
         self.shared.counters.read()

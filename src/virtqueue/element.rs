@@ -93,7 +93,7 @@ pub struct GuestSlice<'a> {
     _element: PhantomData<&'a Element>,
 }
 
-impl GuestSlice<'_> {
+impl<'a> GuestSlice<'a> {
     /// Bytes.
     pub fn len(&self) -> usize {
         self.iov.iov_len
@@ -107,6 +107,13 @@ impl GuestSlice<'_> {
     /// For system calls that read or write it, while the element lives.
     pub fn as_ptr(&self) -> *mut u8 {
         self.iov.iov_base.cast()
+    }
+
+    /// As vm-memory's type; not to be written to if it is a device-readable slice.
+    #[cfg(feature = "rust-vmm")]
+    pub fn volatile(&self) -> VolatileSlice<'a> {
+        // SAFETY: as in `read_from`; the element is borrowed for 'a, so that it is not completed.
+        unsafe { VolatileSlice::new(self.as_ptr(), self.len()) }
     }
 
     /// Copies from `offset` on; how many bytes there were.
@@ -272,6 +279,23 @@ impl Element {
     pub fn mark_dirty(&self, offset: usize, len: usize) -> Result<()> {
         // SAFETY: an element that is not completed is live, and completing takes it by value.
         unsafe { self.queue().mark_dirty(self.0.as_ptr(), offset, len) }
+    }
+
+    /// The guest's memory, as it was mapped when this element was popped.
+    #[cfg(feature = "rust-vmm")]
+    pub fn guest_memory(&self) -> crate::rust_vmm::MappedMemory {
+        // SAFETY: a popped slot is stamped with its epoch, and this one is not completed.
+        let regions = unsafe { super::vq::regions_of(self.0.as_ref().epoch) };
+        crate::rust_vmm::MappedMemory::new(regions)
+    }
+
+    /// Shows this element as a descriptor chain of the virtio-queue crate.
+    ///
+    /// # Errors
+    /// `EINVAL` if it has no buffer at all, or more than that crate's chains can have.
+    #[cfg(feature = "rust-vmm")]
+    pub fn chain_memory(&self) -> Result<crate::rust_vmm::ChainMemory<'_>> {
+        crate::rust_vmm::ChainMemory::new(self, self.guest_memory())
     }
 
     /// Gives the chain back to the driver with `written` bytes written from the first writable byte on.

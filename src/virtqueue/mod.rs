@@ -11,6 +11,8 @@ pub(crate) mod areas;
 mod arena;
 #[cfg(not(loom))]
 mod chain;
+#[cfg(all(feature = "rust-vmm", not(loom)))]
+mod chain_memory;
 #[cfg(not(loom))]
 mod element;
 pub(crate) mod inflight;
@@ -41,6 +43,8 @@ pub(crate) mod used;
 #[cfg(not(loom))]
 pub(crate) mod vq;
 
+#[cfg(all(feature = "rust-vmm", not(loom)))]
+pub use chain_memory::ChainMemory;
 #[cfg(not(loom))]
 pub use element::{Element, GuestSlice};
 #[cfg(not(loom))]

@@ -38,3 +38,13 @@ pub(super) unsafe fn release_epoch(epoch: *const Epoch) {
         queue.server.became_idle();
     }
 }
+
+/// What an element's buffers lie in.
+///
+/// # Safety
+/// `epoch` is the stamp of an element that is not completed.
+#[cfg(feature = "rust-vmm")]
+pub(in crate::virtqueue) unsafe fn regions_of(epoch: *const ()) -> Arc<Regions> {
+    // SAFETY: the caller's promise: the element counts in its epoch, which therefore lives.
+    unsafe { (*epoch.cast::<Epoch>()).regions.clone() }
+}

@@ -39,6 +39,8 @@ use super::staged::Staged;
 use super::stats::{Counter, OwnerCounters, PublicationCounters, VqStats};
 use epoch::Epoch;
 
+#[cfg(feature = "rust-vmm")]
+pub(in crate::virtqueue) use epoch::regions_of;
 pub use lent::Virtqueue;
 pub(crate) use set_up::resolve;
 
