@@ -83,12 +83,13 @@ impl ContextCore {
         }
     }
 
-    /// Reads the mail that is there now. What `scope` does not allow stays in the box.
-    pub(crate) fn read_mail(self: &Arc<Self>, scope: Scope) {
+    /// Reads the mail that is there now; true if something was done. What `scope` does not allow stays in the box.
+    pub(crate) fn read_mail(self: &Arc<Self>, scope: Scope) -> bool {
+        let mut did = false;
         // One at a time: a loop that nests in a callback finds the rest in the box.
         for _ in 0..self.mailbox.len() {
             let Some(mail) = self.mailbox.take() else {
-                return;
+                break;
             };
             let handled = match &mail {
                 Mail::Queue(queue) => self.read_queue_mail(queue, scope),
@@ -97,7 +98,9 @@ impl ContextCore {
             if !handled {
                 self.post(mail);
             }
+            did |= handled;
         }
+        did
     }
 
     fn read_queue_mail(self: &Arc<Self>, queue: &Arc<Queue>, scope: Scope) -> bool {
@@ -304,18 +307,19 @@ impl ContextCore {
         }
     }
 
-    /// Serves each queue that asked for it once.
-    pub(super) fn serve_again(self: &Arc<Self>) {
+    /// Serves each queue that asked for it once; true if there were any.
+    pub(super) fn serve_again(self: &Arc<Self>) -> bool {
         let waiting = self.inner.lock().again.len();
         // One at a time: a loop that nests in one's kick serves the others.
         for _ in 0..waiting {
             let Some(queue) = self.inner.lock().again.pop_front() else {
-                return;
+                break;
             };
             if queue.owner.load().held_by(self.id) {
                 self.serve_as_asked(&queue, true);
             }
         }
+        waiting > 0
     }
 
     fn stay_unarmed(&self, queue: &Arc<Queue>) {
