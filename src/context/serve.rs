@@ -125,10 +125,9 @@ impl ContextCore {
 
     /// Takes a queue that is offered: sets the watch, tells the device, looks at the ring once.
     fn accept(self: &Arc<Self>, queue: &Arc<Queue>) {
-        let Some(transition) = queue.owner.take(self.id) else {
+        if registry::change(|| queue.owner.take(self.id)).is_none() {
             return;
-        };
-        registry::account(&transition);
+        }
         let kick = match queue.arrive(self) {
             Ok(kick) => kick,
             Err(_) => return self.hand_back(queue),
@@ -201,9 +200,7 @@ impl ContextCore {
 
     fn hand_back(&self, queue: &Arc<Queue>) {
         queue.depart();
-        if let Some(transition) = queue.owner.give_back(self.id) {
-            registry::account(&transition);
-        }
+        registry::change(|| queue.owner.give_back(self.id));
         queue.server.handed_back();
     }
 
@@ -348,8 +345,7 @@ impl ContextCore {
         match ownership.state {
             State::Offered if !scope.allows(server) => return false,
             State::Offered => {
-                if let Some(transition) = server.stream.owner.take(self.id) {
-                    registry::account(&transition);
+                if registry::change(|| server.stream.owner.take(self.id)).is_some() {
                     self.deliver(server);
                 }
             }
@@ -374,20 +370,15 @@ impl ContextCore {
     }
 
     pub(crate) fn hand_back_stream(&self, server: &Arc<Shared>) {
-        if let Some(transition) = server.stream.owner.give_back(self.id) {
-            registry::account(&transition);
-        }
+        registry::change(|| server.stream.owner.give_back(self.id));
         if server.lifecycle.is_idle() {
             // `stopped` may have come after the last look at the stream, and nobody else is left to offer it.
             offer_stream(server);
         }
         // `stopped` was the last event: the context is no longer attached, unless the server is started again.
         server.lifecycle.while_idle(|| {
-            if server.stream.is_empty()
-                && server.stream.owner.load().state == State::Internal
-                && let Some(transition) = server.stream.owner.set_target(CtxId::NONE)
-            {
-                registry::account(&transition);
+            if server.stream.is_empty() && server.stream.owner.load().state == State::Internal {
+                registry::change(|| server.stream.owner.set_target(CtxId::NONE));
             }
         });
         server.handed_back();
