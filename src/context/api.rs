@@ -159,11 +159,13 @@ impl Context {
     /// # Errors
     /// `EXDEV` on another thread.
     pub fn flush(&self) -> Result<()> {
-        let Some(_held) = self.core.hold() else {
-            return Err(Error::new(libc::EXDEV, "not the owner of the context"));
-        };
-        self.core.flush();
-        Ok(())
+        match self.core.hold() {
+            Some(_held) if self.core.is_owned_here() => {
+                self.core.flush();
+                Ok(())
+            }
+            _ => Err(Error::new(libc::EXDEV, "not the owner of the context")),
+        }
     }
 
     /// Stages a completion outside of a callback; see [`Virtqueue::stage`](crate::Virtqueue::stage). On another

@@ -31,6 +31,17 @@ pub(crate) fn set_stream_target(shared: &Arc<Shared>, target: CtxId) {
     }
 }
 
+/// Any thread: where the events of a detached server shall be delivered. False if it is attached.
+pub(crate) fn claim_stream(shared: &Arc<Shared>, target: CtxId) -> bool {
+    match registry::change(|| shared.stream.owner.claim(target)) {
+        Some(transition) => {
+            tell(&transition, || Mail::Stream(shared.clone()));
+            true
+        }
+        None => false,
+    }
+}
+
 /// Offers the pending events to the home context.
 pub(crate) fn offer_stream(shared: &Arc<Shared>) {
     if shared.stream.is_empty() {

@@ -97,8 +97,8 @@ pub(crate) fn change(change: impl FnOnce() -> Option<Transition>) -> Option<Tran
     Some(transition)
 }
 
-/// The contexts whose owner is `thread`.
-pub(crate) fn owned_by(thread: usize) -> Vec<Arc<ContextCore>> {
+/// The contexts whose owner is the calling thread.
+pub(crate) fn owned_here() -> Vec<Arc<ContextCore>> {
     // Two statements: a context whose last reference this is must not be dropped under the lock.
     let mut contexts: Vec<_> = {
         let contexts = CONTEXTS.lock();
@@ -108,7 +108,7 @@ pub(crate) fn owned_by(thread: usize) -> Vec<Arc<ContextCore>> {
             .filter_map(|entry| entry.context.upgrade())
             .collect()
     };
-    contexts.retain(|context| context.is_owned_by(thread));
+    contexts.retain(|context| context.is_owned_here());
     contexts
 }
 
