@@ -25,6 +25,17 @@ pub const CONFIG_SIZE: usize = 64;
 /// The driver may write these bytes of the config space.
 pub const CONFIG_WRITABLE: std::ops::Range<usize> = 16..32;
 
+/// For tests that do without a [`Rig`]: no other runs meanwhile, and nothing in it hangs for ever.
+pub fn alone(name: &str) -> impl Drop {
+    #[expect(dead_code, reason = "held for its drop")]
+    struct Alone(MutexGuard<'static, ()>, HangGuard);
+    impl Drop for Alone {
+        fn drop(&mut self) {}
+    }
+    let alone = ALONE.lock().unwrap_or_else(|poison| poison.into_inner());
+    Alone(alone, HangGuard::secs(name, 120))
+}
+
 pub struct Rig {
     pub server: Arc<Server>,
     pub device: Arc<Script>,
