@@ -126,6 +126,8 @@ static void *loop(void *data)
 {
     struct scene *scene = data;
 
+    ok(vu_ctx_adopt(scene->rig.ctx));
+    atomic_store(&scene->loop_owns, true);
     /* A case may quit the loop, or use up the wish to. */
     while (!atomic_load(&scene->end_loop))
         ok(vu_ctx_run(scene->rig.ctx));
@@ -137,10 +139,11 @@ static void begin_loop(struct scene *scene)
     if (scene->looping)
         return;
     atomic_store(&scene->end_loop, false);
+    atomic_store(&scene->loop_owns, false);
     check(pthread_create(&scene->looper, NULL, loop, scene) == 0);
     scene->looping = true;
     /* While the main thread owned the context, a stop there would dispatch it. */
-    eventually(vu_ctx_flush(scene->rig.ctx) == -EXDEV);
+    eventually(atomic_load(&scene->loop_owns));
 }
 
 static void end_loop(struct scene *scene)

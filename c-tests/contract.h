@@ -80,7 +80,7 @@ struct scene {
 
     pthread_t looper;
     bool looping;
-    atomic_bool end_loop;
+    atomic_bool end_loop, loop_owns;
     atomic_int seen[CALLBACKS];
     bool fired[CALLBACKS];
     /* With ENDS, the only callback in which it happens. */
