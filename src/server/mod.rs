@@ -23,7 +23,8 @@ pub use front_end::ShmemMapping;
 
 /// A virtio device that front-ends can connect to.
 ///
-/// All methods may be called from any thread unless they say otherwise. Dropping a running server stops it.
+/// All methods may be called from any thread unless they say otherwise. Dropping a running server stops it; where
+/// that cannot wait (see [`stop`](Self::stop)), it asks for the stop, and the server is freed when that is done.
 pub struct Server {
     shared: Arc<Shared>,
     /// The internal thread of the newest run, and the run's number.
@@ -317,7 +318,8 @@ impl Server {
         join_thread(thread.take_if(|(newest, _)| *newest <= run));
     }
 
-    /// Frees the server. Legal inside [`Device::stopped`](crate::Device::stopped).
+    /// Frees the server. Legal inside [`Device::stopped`](crate::Device::stopped); while another thread is in
+    /// there, it waits for that to return.
     ///
     /// # Errors
     /// With the server: `EDEADLK` inside any other callback of it; `EBUSY` unless new or stopped.

@@ -15,8 +15,8 @@ const ITERATION: Duration = Duration::from_millis(100);
 const BETWEEN_ROUNDS: Duration = Duration::from_micros(200);
 
 impl Server {
-    /// Begins to stop. [`Device::stopped`](crate::Device::stopped) tells when it is done (or the builder's
-    /// `wake` while detached). Legal everywhere.
+    /// Begins to stop. [`Device::stopped`](crate::Device::stopped) tells when it is done, unless a
+    /// [`stop`](Self::stop) was there first (or the builder's `wake` while detached). Legal everywhere.
     ///
     /// # Errors
     /// None; nothing happens unless the server is running.
