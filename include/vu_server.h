@@ -1181,8 +1181,9 @@ int vu_server_attach_ctx(struct vu_server *server, struct vu_ctx *ctx);
  * elements in flight stay valid and may be completed from anywhere.
  *
  * @return 0; -EBUSY, with nothing changed, unless the calling thread owns
- *         every context that has anything of the server, -EDEADLK inside a callback of
- *         the same server, -ESHUTDOWN unless running, -EINVAL for NULL
+ *         every context that has anything of the server, -EDEADLK inside a
+ *         callback of the same server, -ESHUTDOWN unless running, -EINVAL for
+ *         NULL
  */
 int vu_server_detach_ctx(struct vu_server *server);
 

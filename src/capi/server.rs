@@ -308,8 +308,9 @@ pub unsafe extern "C" fn vu_server_attach_ctx(server: *mut vu_server, ctx: *mut 
 /// elements in flight stay valid and may be completed from anywhere.
 ///
 /// @return 0; -EBUSY, with nothing changed, unless the calling thread owns
-///         every context that has anything of the server, -EDEADLK inside a callback of
-///         the same server, -ESHUTDOWN unless running, -EINVAL for NULL
+///         every context that has anything of the server, -EDEADLK inside a
+///         callback of the same server, -ESHUTDOWN unless running, -EINVAL for
+///         NULL
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_detach_ctx(server: *mut vu_server) -> c_int {
     // SAFETY: see the module's contract.
