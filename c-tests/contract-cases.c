@@ -313,6 +313,11 @@ static long vq_server(struct scene *scene)
     return 0;
 }
 
+static long vq_big_endian(struct scene *scene)
+{
+    return vu_vq_big_endian(scene->vq);
+}
+
 static long vq_enabled(struct scene *scene)
 {
     return vu_vq_enabled(scene->vq);
@@ -360,6 +365,13 @@ static long elem_complete(struct scene *scene)
     if (rc == 0)
         scene->elem = NULL;
     return rc;
+}
+
+/* The front-end here does not take requests over; that it is asked for is legal. */
+static long elem_suspend(struct scene *scene)
+{
+    err(vu_elem_suspend(scene->elem), -ENOTSUP);
+    return 0;
 }
 
 static long elem_read(struct scene *scene)
@@ -487,11 +499,13 @@ const struct contract_case contract_cases[] = {
     CASE(vq_size, 0),
     CASE(vq_server, 0),
     CASE(vq_enabled, 0),
+    CASE(vq_big_endian, 0),
     CASE(vq_set_data, 0),
     CASE(vq_data, 0),
     CASE(vq_inflight_inc, DRAINS),
     CASE(vq_inflight_dec, DRAINS),
     CASE(elem_complete, ELEM),
+    CASE(elem_suspend, ELEM),
     CASE(elem_read, ELEM),
     CASE(elem_write, ELEM),
     CASE(elem_iov_slice, ELEM),
