@@ -95,6 +95,8 @@ fn case_90_the_loop_goes_and_comes_back() {
 }
 
 type Peer = Box<dyn Any>;
+/// Connects and gets into a situation; what must stay for it.
+type Situation = fn(&Path, &Held) -> Peer;
 
 fn nobody(_: &Path, _: &Held) -> Peer {
     Box::new(())
@@ -158,7 +160,7 @@ fn back_channel(path: &Path, _: &Held) -> Peer {
     Box::new(s)
 }
 
-const SITUATIONS: [(&str, fn(&Path, &Held) -> Peer); 9] = [
+const SITUATIONS: [(&str, Situation); 9] = [
     ("nobody", nobody),
     ("in accept", in_accept),
     ("between messages", between_messages),
