@@ -31,6 +31,7 @@ static void play_row(const char *function, char cells[4][16])
 {
     const struct contract_case *act = find_case(function);
 
+    watchdog(50);
     contract_play(act, OWNER, cells[0], CALLBACKS);
     if (strcmp(cells[1], "idle") != 0)
         contract_play(act, ANY_RUNNING, cells[1], CALLBACKS);
@@ -48,7 +49,6 @@ int main(int argc, char **argv)
     FILE *header;
 
     check(argc == 2);
-    watchdog(50);
     header = fopen(argv[1], "r");
     check(header != NULL);
     while (fgets(line, sizeof(line), header)) {
