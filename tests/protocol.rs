@@ -47,10 +47,10 @@ mod loops;
 mod memory;
 #[path = "protocol/memory_slots.rs"]
 mod memory_slots;
-#[path = "protocol/questions.rs"]
-mod questions;
 #[path = "protocol/misuse.rs"]
 mod misuse;
+#[path = "protocol/questions.rs"]
+mod questions;
 #[path = "protocol/replies.rs"]
 mod replies;
 #[path = "protocol/reset.rs"]

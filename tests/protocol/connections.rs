@@ -7,7 +7,7 @@ use std::time::Duration;
 use vu_server::{Address, Context, Device, Kick, Server, Virtqueue};
 
 use super::device::{Event, SOON, answer};
-use super::rig::{alone, run, run_with, works};
+use super::rig::{alone_guarded, run, run_with, works};
 use crate::sim::echo::{EchoLoad, EchoRequest, round_trip};
 use crate::sim::wire::req;
 use crate::sim::{Deadline, Frontend, Session, eventually, process};
@@ -43,7 +43,7 @@ impl Device for Idle {
 
 #[test]
 fn case_88_ten_thousand_connections() {
-    let _alone = alone("88");
+    let _alone = alone_guarded("88");
     const ROUNDS: u64 = 10_000;
     const WARM: u64 = 1000;
     /// A leak of one page a connection would be 36 MB.
@@ -214,7 +214,7 @@ fn case_94_a_stop_meanwhile() {
 /// server's own end.
 #[test]
 fn case_89_the_program_holds_the_context_alone() {
-    let _alone = alone("89");
+    let _alone = alone_guarded("89");
     let ctx = Arc::new(Context::epoll().unwrap());
     let path = socket_path("held");
     let journal = Journal::new();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use vu_server::{Address, Context, Server};
 
-use super::rig::alone;
+use super::rig::alone_guarded;
 use crate::sim::echo::EchoRequest;
 use crate::sim::wire::{self, req};
 use crate::sim::{Deadline, Frontend, Session, process};
@@ -19,7 +19,7 @@ use crate::stop::{
 /// One thread that owns two contexts, and a device that asks for a detach in its first kick.
 #[test]
 fn case_90_the_loop_goes_and_comes_back() {
-    let _alone = alone("90");
+    let _alone = alone_guarded("90");
     let (journal, handle) = (Journal::new(), Handle::default());
     let (own, noted) = (handle.clone(), journal.clone());
     let device = Probe::new(&journal, move |_, call| {
@@ -209,7 +209,7 @@ fn stop(way: Way, server: &Arc<Server>, looper: Looper, journal: &Journal) -> Ar
 
 #[test]
 fn case_91_stop_whatever_happens() {
-    let _alone = alone("91");
+    let _alone = alone_guarded("91");
     for (situation, peer) in SITUATIONS {
         for way in [Way::Blocking, Way::Requested, Way::OnTheLoop] {
             let what = format!("{situation}, {way:?}");
@@ -251,7 +251,7 @@ fn case_91_stop_whatever_happens() {
 
 #[test]
 fn case_91_stop_inside_a_callback() {
-    let _alone = alone("91");
+    let _alone = alone_guarded("91");
     for name in [
         "connected",
         "features_acked",

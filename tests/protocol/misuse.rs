@@ -6,7 +6,7 @@ use std::thread;
 
 use vu_server::{Address, Element, Server};
 
-use super::rig::alone;
+use super::rig::alone_guarded;
 use crate::sim::echo::{EchoRequest, round_trip};
 use crate::sim::{Deadline, Frontend, Session};
 use crate::stop::{Call, Journal, Looper, Probe, SOON, assert_errno, lock, reply, socket_path};
@@ -35,7 +35,7 @@ impl Stale {
 
 #[test]
 fn case_85_completing_twice_or_what_was_never_popped() {
-    let _alone = alone("85");
+    let _alone = alone_guarded("85");
     let found = Arc::new(Mutex::new(Vec::new()));
     let (errors, journal) = (found.clone(), Journal::new());
     let device = Probe::new(&journal, move |_, call| {
@@ -95,7 +95,7 @@ fn case_85_completing_twice_or_what_was_never_popped() {
 
 #[test]
 fn case_95_a_callback_panics() {
-    let _alone = alone("95");
+    let _alone = alone_guarded("95");
     for name in ["connected", "features_acked", "queue_started", "kick"] {
         let looper = Looper::new();
         let journal = Journal::new();

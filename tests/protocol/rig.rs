@@ -21,20 +21,19 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(|poison| poison.into_inner())
 }
 
-pub const CONFIG_SIZE: usize = 64;
-/// The driver may write these bytes of the config space.
-pub const CONFIG_WRITABLE: std::ops::Range<usize> = 16..32;
-
-/// For tests that do without a [`Rig`]: no other runs meanwhile, and nothing in it hangs for ever.
-pub fn alone(name: &str) -> impl Drop {
+/// As [`alone`], for a test in which nothing hangs for ever.
+pub fn alone_guarded(name: &str) -> impl Drop {
     #[expect(dead_code, reason = "held for its drop")]
     struct Alone(MutexGuard<'static, ()>, HangGuard);
     impl Drop for Alone {
         fn drop(&mut self) {}
     }
-    let alone = ALONE.lock().unwrap_or_else(|poison| poison.into_inner());
-    Alone(alone, HangGuard::secs(name, 120))
+    Alone(alone(), HangGuard::secs(name, 120))
 }
+
+pub const CONFIG_SIZE: usize = 64;
+/// The driver may write these bytes of the config space.
+pub const CONFIG_WRITABLE: std::ops::Range<usize> = 16..32;
 
 pub struct Rig {
     pub server: Arc<Server>,
