@@ -52,18 +52,21 @@
  * Threads
  * -------
  * A started server has one internal thread, "vu-<name>", with all signals
- * blocked; it never runs code of the device. A context is owned by the thread
- * that made it, adopted it (vu_ctx_adopt()) or last dispatched it; a second
- * thread that dispatches it at the same time gets -EBUSY. Every device callback
- * and every call of vu_ctx_ops runs on the owner, inside a dispatch of that
- * context, or inside stop, detach or free called by the owner: a program with
- * one thread needs no lock. A server has a home context; each queue has a
- * context, at first the home one. Completing elements, counting, configuration
- * changes, statistics and the request_* functions are for any thread. No lock
- * of the library's is held during a callback. Distinct servers are independent.
- * The library installs no signal handlers and raises no SIGPIPE; all its
- * descriptors are close-on-exec; a forked child may only call _exit() or
- * execve().
+ * blocked; it never runs code of the device, except for `log` and `wake`,
+ * which any thread may call, and never touches guest memory. A context is
+ * owned by the thread that made it, adopted it (vu_ctx_adopt()) or last
+ * dispatched it; a second thread that dispatches it at the same time gets
+ * -EBUSY. What a thread owned when it ended must be adopted before it is used.
+ * Every device callback and every call of vu_ctx_ops runs on the owner, inside
+ * a dispatch of that context, or inside stop, detach, vu_ctx_new() or
+ * vu_ctx_free() called by the owner (`destroy` on the thread that frees): a
+ * program with one thread needs no lock. A server has a home context; each
+ * queue has a context, at first the home one. Completing elements, counting,
+ * configuration changes, statistics, attach and the request_* functions are
+ * for any thread. No lock of the library's is held during a callback. Distinct
+ * servers are independent. The library installs no signal handlers and raises
+ * no SIGPIPE; all its descriptors are close-on-exec; a forked child may only
+ * call _exit() or execve().
  *
  *   owner     on the thread that owns the context concerned
  *   any       on any other thread
@@ -133,12 +136,15 @@
  *   vu_version                 yes      yes      yes       yes
  *   vu_version_string          yes      yes      yes       yes
  *
- * vu_server_free() is legal inside the callback `stopped`. vu_server_stop() is
- * -EDEADLK inside callbacks of other servers and of vu_ctx_watch(), too. That
- * an object is not used while or after another thread frees it, and that one
- * thread at a time uses an element, is up to the program. vu_server_config.log
- * must not call the library, vu_server_config.wake may only wake a loop.
- * vu_ctx_quit() is the one function for signal handlers.
+ * "yes" is about where a function is called; what state the server is in may
+ * still make it fail, see above. vu_server_detach_ctx() is 0 on any thread
+ * while no context has anything of the server. vu_server_free() is legal
+ * inside the callback `stopped`. vu_server_stop() is -EDEADLK inside callbacks
+ * of other servers and of vu_ctx_watch(), too. That an object is not used
+ * while or after another thread frees it, and that one thread at a time uses
+ * an element, is up to the program. vu_server_config.log must not call the
+ * library, vu_server_config.wake may only wake a loop. vu_ctx_quit() is the
+ * one function for signal handlers.
  *
  *
  * Moving and detaching
@@ -631,7 +637,8 @@ typedef struct vu_crypto_session {
  * queue's context for kick, queue_started and queue_stopping, the server's
  * home context for the others. The ones of the home context come in order, and
  * before a queue is started all that precede it have been delivered. While the
- * server is detached none is called; they are delivered later.
+ * server is detached none is called; they are delivered later, or dropped by a
+ * stop.
  *
  * The functions after `destroy` answer requests of the front-end. One that is
  * NULL is not implemented: its protocol feature is not offered. They return 0
@@ -712,8 +719,8 @@ typedef struct vu_device_ops {
      */
     void (*orphaned)(void *dev, uint32_t index);
     /**
-     * The stop that vu_server_request_stop() began is complete.
-     * vu_server_free() is legal in here.
+     * The stop that vu_server_request_stop() began is complete; not called if
+     * vu_server_stop() began it. vu_server_free() is legal in here.
      */
     void (*stopped)(void *dev);
     /**
@@ -1000,8 +1007,9 @@ int vu_ctx_fd(const struct vu_ctx *ctx);
  *
  * @param timeout_ms how long to wait for something to do; -1: for ever, 0: not
  *        at all
- * @return how many descriptors were ready; -EBUSY while another thread
- *         dispatches, -ENOTSUP for other contexts, -EINVAL for NULL
+ * @return how many descriptors were ready, 0 also if what was done needed none;
+ *         -EBUSY while another thread dispatches, -ENOTSUP for other contexts,
+ *         -EINVAL for NULL
  */
 int vu_ctx_dispatch(struct vu_ctx *ctx,
                     int timeout_ms);
@@ -1044,8 +1052,8 @@ int vu_ctx_poll(struct vu_ctx *ctx);
  * @param fd borrowed; must be unwatched before it is closed
  * @param events the whole mask, of poll(2)'s values (POLLIN ...);
  *        level-triggered
- * @param fn called on the owner's thread; inside it the same is allowed as in
- *        a callback of a server's, and nothing more
+ * @param fn called on the owner's thread, in a dispatch: inside it
+ *        vu_server_stop() is -EDEADLK and vu_ctx_free() of this context -EBUSY
  * @return 0; -ENOTSUP for other contexts, -EBADF or -EPERM if `fd` is not open
  *         or cannot be watched, -EINVAL for NULL
  */
@@ -1140,7 +1148,8 @@ int vu_server_stop(struct vu_server *server);
 
 /**
  * Begins to stop and returns at once. vu_device_ops.stopped tells when it is
- * done; while detached, vu_server_config.wake does. Any thread, any callback.
+ * done, unless a vu_server_stop() was there first; while detached,
+ * vu_server_config.wake does. Any thread, any callback.
  *
  * @return 0; -EINVAL for NULL
  */
@@ -1155,7 +1164,8 @@ int vu_server_is_stopped(const struct vu_server *server);
 
 /**
  * Frees a server that is new or stopped; NULL is fine. Calls
- * vu_device_ops.destroy. Legal inside vu_device_ops.stopped.
+ * vu_device_ops.destroy. Legal inside vu_device_ops.stopped; while another
+ * thread is in there, it waits for that to return.
  *
  * Afterwards nothing of the server may be used, except that elements of an
  * orphaned queue may be completed, and vu_vq_inflight_dec() and
@@ -1183,8 +1193,9 @@ int vu_server_attach_ctx(struct vu_server *server, struct vu_ctx *ctx);
  * elements in flight stay valid and may be completed from anywhere.
  *
  * @return 0; -EBUSY, with nothing changed, unless the calling thread owns
- *         every context that serves the server, -EDEADLK inside a callback of
- *         the same server, -ESHUTDOWN unless running, -EINVAL for NULL
+ *         every context that has anything of the server, -EDEADLK inside a
+ *         callback of the same server, -ESHUTDOWN unless running, -EINVAL for
+ *         NULL
  */
 int vu_server_detach_ctx(struct vu_server *server);
 

@@ -65,6 +65,11 @@ pub(crate) fn keeps(server: usize) -> bool {
     any_frame(|frame| frame.server == server && !frame.last)
 }
 
+/// The last callback of `server` is on this thread's stack.
+pub(crate) fn is_in_last(server: usize) -> bool {
+    any_frame(|frame| frame.server == server && frame.last)
+}
+
 #[allow(unsafe_code)]
 fn any_frame(mut is_it: impl FnMut(&Frame) -> bool) -> bool {
     let mut frame = TOP.with(Cell::get);
@@ -94,8 +99,8 @@ mod tests {
             assert!(is_running_for(1) && !is_running_for(3));
         });
         run_last(1, || {
-            assert!(is_running_for(1) && !keeps(1));
-            run(1, || assert!(keeps(1)));
+            assert!(is_running_for(1) && !keeps(1) && is_in_last(1));
+            run(1, || assert!(keeps(1) && is_in_last(1) && !is_in_last(2)));
         });
         assert!(!is_running());
     }

@@ -87,7 +87,14 @@ fn not_supported<T>(what: &str) -> Result<T> {
 /// Every method but [`destroy`](Device::destroy) is called on the thread that owns the context concerned,
 /// inside a dispatch of that context (or inside stop or detach called by that thread): the queue's context
 /// for the methods that take a queue, the server's home context for the others. A device whose queues all
-/// live in one context therefore needs no lock.
+/// live in one context therefore needs no lock. No lock of the library's is held meanwhile.
+///
+/// Inside a callback [`Server::stop`](crate::Server::stop) answers `EDEADLK`, and so do start, detach and free of
+/// the same server (but free is legal inside [`stopped`](Device::stopped)); everything else may be called,
+/// [`Server::request_stop`](crate::Server::request_stop) and
+/// [`Server::request_detach`](crate::Server::request_detach) among it.
+///
+/// While the server is detached nothing is called; events are delivered later, or dropped by a stop.
 ///
 /// The methods that return a [`Result`] answer a request of the front-end. An error refuses it: the
 /// front-end is told, or, where the protocol has no way to tell it, the connection ends. While the server is
@@ -198,7 +205,8 @@ pub trait Device: Send + Sync + 'static {
         not_supported("gpu_set_socket")
     }
 
-    /// The stop that [`Server::request_stop`](crate::Server::request_stop) began is complete.
+    /// The stop that [`Server::request_stop`](crate::Server::request_stop) began is complete; not called if
+    /// [`Server::stop`](crate::Server::stop) began it. The server may be freed in here.
     fn stopped(&self) {}
 
     /// Exactly once, when the server is freed: no callback follows. Called on the freeing thread, or on the

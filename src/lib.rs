@@ -46,12 +46,13 @@
 //! ```
 //!
 //! * A started server has **one internal thread**: it listens, accepts, decodes, maps memory and replies. It
-//!   never runs device code and never touches guest memory.
-//! * A [`Context`] stands for one event loop. Every device callback runs on the thread that owns the context,
-//!   inside a dispatch of it (or inside stop or detach called there), so a single-threaded program needs no
-//!   lock. The loop is the program's own ([`Context::foreign`]), the embedded one ([`Context::epoll`], which the
-//!   cargo feature `tokio` serves in a tokio runtime), or none ([`Context::polled`]). `docs/integrating.md` has a
-//!   page for each kind of loop.
+//!   never runs device code (only the log and wake functions, which any thread may call) and never touches guest
+//!   memory.
+//! * A [`Context`] stands for one event loop; its *owner* is the thread that made it, adopted it or last
+//!   dispatched it. Every device callback runs on the owner, inside a dispatch of the context (or inside stop or
+//!   detach called there), so a single-threaded program needs no lock. The loop is the program's own
+//!   ([`Context::foreign`]), the embedded one ([`Context::epoll`], which the cargo feature `tokio` serves in a
+//!   tokio runtime), or none ([`Context::polled`]). `docs/integrating.md` has a page for each kind of loop.
 //! * Each server has a *home* context for its events, and each queue a context of its own, at first the home
 //!   one. Queues move at run time ([`Server::attach_queue`], [`Server::detach`], [`Server::attach`]);
 //!   ownership is one atomic word per queue, and it moves, it is never shared.
@@ -61,6 +62,16 @@
 //!   [`ServerBuilder::drain_timeout`].
 //! * A bad message is refused, a broken ring stops that ring, a broken peer ends the connection; none of it
 //!   ends the server or the process.
+//!
+//! # Threads and re-entrancy
+//!
+//! Elements are completed, in-flight work is counted, the config space is changed, statistics are read, queues are
+//! moved, servers are attached, stopped ([`Server::request_stop`]) and detached ([`Server::request_detach`]) from
+//! any thread, inside any callback. [`Server::detach`] is for the thread that owns the contexts concerned, and
+//! answers `EBUSY` elsewhere. [`Server::stop`] is for any thread, but `EDEADLK` inside every callback and on the
+//! thread of a foreign loop that cannot poll; start, detach and free are `EDEADLK` inside callbacks of the same
+//! server, except that [`Device::stopped`] may free it. A second thread that dispatches a context gets `EBUSY`.
+//! No lock of the library's is held while a callback runs, and distinct servers are independent.
 //!
 //! # Forking and signals
 //!

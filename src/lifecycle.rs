@@ -30,6 +30,8 @@ pub(crate) enum State {
 #[derive(Debug)]
 struct Inner {
     state: State,
+    /// How often the server was started: whoever waits for the end of one run is not held up by the next.
+    run: u64,
     /// The stop was asked for without waiting, so `stopped` is owed.
     owes_stopped: bool,
     /// Loops that run on behalf of a blocking stop: they are rung when it is over.
@@ -49,6 +51,7 @@ impl Lifecycle {
         Lifecycle {
             inner: Mutex::new(Inner {
                 state: State::New,
+                run: 0,
                 owes_stopped: false,
                 waiting: Vec::new(),
             }),
@@ -66,9 +69,12 @@ impl Lifecycle {
         self.stopping.load(Ordering::Acquire)
     }
 
-    pub(crate) fn check_running(&self) -> Result<()> {
-        match self.state() {
-            State::Running => Ok(()),
+    /// Runs `f` if the server is running, and keeps it so meanwhile: what `f` changes is found by the stop that
+    /// follows. `f` must not come back here.
+    pub(crate) fn while_running<R>(&self, f: impl FnOnce() -> Result<R>) -> Result<R> {
+        let inner = self.inner.lock();
+        match inner.state {
+            State::Running => f(),
             state => Err(Error::new(
                 libc::ESHUTDOWN,
                 format!("the server is not running, it is {state:?}"),
@@ -83,29 +89,35 @@ impl Lifecycle {
         }
     }
 
-    /// New or Stopped → Running.
-    pub(crate) fn begin(&self) -> Result<()> {
+    /// New or Stopped → Running; the number of the run.
+    pub(crate) fn begin(&self) -> Result<u64> {
         let mut inner = self.inner.lock();
         match inner.state {
             State::New | State::Stopped => {
                 inner.state = State::Running;
+                inner.run += 1;
                 inner.owes_stopped = false;
                 self.stopping.store(false, Ordering::Release);
-                Ok(())
+                Ok(inner.run)
             }
             state => Err(Error::new(libc::EBUSY, format!("the server is {state:?}"))),
         }
     }
 
-    /// Running → Stopping. False if there is nothing to stop.
-    pub(crate) fn begin_stop(&self, owes_stopped: bool) -> bool {
+    /// Running → Stopping. The number of the run that is over when the stop is.
+    pub(crate) fn begin_stop(&self, owes_stopped: bool) -> u64 {
         let mut inner = self.inner.lock();
         if inner.state == State::Running {
             inner.state = State::Stopping;
             inner.owes_stopped = owes_stopped;
             self.stopping.store(true, Ordering::Release);
         }
-        inner.state == State::Stopping
+        inner.run
+    }
+
+    /// The stop of this run is complete, or was not begun.
+    pub(crate) fn is_over(&self, run: u64) -> bool {
+        self.wait(run, Duration::ZERO)
     }
 
     pub(crate) fn owes_stopped(&self) -> bool {
@@ -145,9 +157,9 @@ impl Lifecycle {
     }
 
     /// `context` will be polled on behalf of a stop: ring it when that is over. False if it is over.
-    pub(crate) fn ring_when_stopped(&self, context: &Arc<ContextCore>) -> bool {
+    pub(crate) fn ring_when_stopped(&self, run: u64, context: &Arc<ContextCore>) -> bool {
         let mut inner = self.inner.lock();
-        if inner.state != State::Stopping {
+        if !inner.stops(run) {
             return false;
         }
         if !inner
@@ -160,13 +172,19 @@ impl Lifecycle {
         true
     }
 
-    /// Waits for the end of a stop, up to `timeout`. True if it has ended.
-    pub(crate) fn wait(&self, timeout: Duration) -> bool {
+    /// Waits for the end of a stop, up to `timeout`, or for no reason at all. True if it has ended.
+    pub(crate) fn wait(&self, run: u64, timeout: Duration) -> bool {
         let mut inner = self.inner.lock();
-        if inner.state == State::Stopping {
+        if inner.stops(run) && !timeout.is_zero() {
             self.changed.wait_for(&mut inner, timeout);
         }
-        inner.state != State::Stopping
+        !inner.stops(run)
+    }
+}
+
+impl Inner {
+    fn stops(&self, run: u64) -> bool {
+        self.state == State::Stopping && self.run == run
     }
 }
 
@@ -177,18 +195,32 @@ mod tests {
     #[test]
     fn the_table_of_transitions() {
         let life = Lifecycle::new();
-        assert!(!life.begin_stop(true), "nothing to stop");
-        assert!(life.check_running().is_err() && life.check_idle().is_ok());
-        life.begin().unwrap();
+        assert!(life.is_over(life.begin_stop(true)), "nothing to stop");
+        assert!(life.while_running(|| Ok(())).is_err() && life.check_idle().is_ok());
+        let run = life.begin().unwrap();
+        assert!(life.while_running(|| Ok(())).is_ok());
         assert_eq!(life.begin().unwrap_err().errno(), libc::EBUSY);
         assert_eq!(life.check_idle().unwrap_err().errno(), libc::EBUSY);
-        assert!(life.begin_stop(true) && life.is_stopping());
-        assert!(life.begin_stop(false), "joins");
+        assert_eq!(life.begin_stop(true), run);
+        assert!(life.is_stopping() && !life.is_over(run));
+        assert_eq!(life.begin_stop(false), run, "joins");
+        assert!(life.while_running(|| Ok(())).is_err());
         assert!(life.owes_stopped(), "who came first decides");
         assert_eq!(life.begin().unwrap_err().errno(), libc::EBUSY);
-        assert!(!life.wait(Duration::ZERO));
+        assert!(!life.wait(run, Duration::from_millis(1)));
         life.end();
-        assert!(life.wait(Duration::ZERO) && life.is_idle() && !life.is_stopping());
+        assert!(life.is_over(run) && life.is_idle() && !life.is_stopping());
         life.begin().unwrap();
+    }
+
+    #[test]
+    fn who_waits_for_one_run_is_not_held_up_by_the_next() {
+        let life = Lifecycle::new();
+        let first = life.begin().unwrap();
+        life.begin_stop(false);
+        life.end();
+        let second = life.begin().unwrap();
+        assert_eq!(life.begin_stop(false), second);
+        assert!(life.is_over(first) && !life.is_over(second));
     }
 }

@@ -109,6 +109,8 @@ pub(crate) struct Shared {
     destroyed: AtomicBool,
     /// Threads that are about to call `wake`, or inside it.
     waking: AtomicUsize,
+    /// A thread is about to call `stopped`, or inside it.
+    telling: AtomicBool,
     /// A callback panicked.
     poisoned: AtomicBool,
     /// A ring has broken and has not been reported: spares the internal thread the look at every queue.
@@ -157,6 +159,7 @@ impl Shared {
             abandoned: AtomicBool::new(false),
             destroyed: AtomicBool::new(false),
             waking: AtomicUsize::new(0),
+            telling: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             broken_hint: AtomicBool::new(false),
             table: TableCell::new(),
@@ -203,11 +206,14 @@ impl Shared {
 
     /// Tells that the stop is complete: also a poisoned device, which may have nothing else to learn it from.
     pub(crate) fn call_stopped(&self) {
-        if !self.destroyed.load(Ordering::Acquire)
+        // SeqCst: either `destroy` sees this thread and waits for it, or this thread sees that it is too late.
+        self.telling.store(true, Ordering::SeqCst);
+        if !self.destroyed.load(Ordering::SeqCst)
             && callback::run_last(self.id(), || self.device.stopped()).is_none()
         {
             self.poison();
         }
+        self.telling.store(false, Ordering::Release);
     }
 
     /// Any thread: the front-end wants a message where others want a call descriptor signalled. Without a
@@ -275,12 +281,16 @@ impl Shared {
 
     /// The server is being freed: tells the device, once, and lets go of the queues.
     pub(crate) fn destroy(&self) {
-        // SeqCst: pairs with `wake`.
+        // SeqCst: pairs with `wake` and `call_stopped`.
         if self.destroyed.swap(true, Ordering::SeqCst) {
             return;
         }
         // What `wake` refers to is the program's to free after this. It only wakes a loop, so it is soon over.
         while self.waking.load(Ordering::SeqCst) != 0 && !callback::keeps(self.id()) {
+            std::thread::yield_now();
+        }
+        // The program may free a server that is stopped while another thread's loop tells so.
+        while self.telling.load(Ordering::SeqCst) && !callback::is_in_last(self.id()) {
             std::thread::yield_now();
         }
         // What no context was there to hear.

@@ -46,7 +46,7 @@ impl<T> Mutex<T> {
 ///
 /// It is the thread pointer of the psABI, so it is unique among the threads that are alive. A thread that
 /// is started after another one has ended may get the same value; whoever stores it must accept that the
-/// newcomer takes the place of the dead.
+/// newcomer takes the place of the dead, or compare [`thread_serial`] as well.
 #[cfg(not(loom))]
 #[inline(always)]
 #[allow(unsafe_code)]
@@ -75,4 +75,21 @@ pub(crate) fn thread_id() -> usize {
         // SAFETY: pthread_self has no preconditions.
         unsafe { libc::pthread_self() as usize }
     }
+}
+
+/// An identity of the calling thread that no thread had before it and none has after it: one access to
+/// thread-local storage, so not for the data path.
+#[cfg(not(loom))]
+pub(crate) fn thread_serial() -> u64 {
+    thread_local! {
+        static SERIAL: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    }
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    SERIAL.with(|serial| {
+        if serial.get() == 0 {
+            // Relaxed: only that numbers differ matters.
+            serial.set(LAST.fetch_add(1, Ordering::Relaxed) + 1);
+        }
+        serial.get()
+    })
 }

@@ -17,5 +17,7 @@ mod drain;
 mod in_callbacks;
 #[path = "contract_stop/nested.rs"]
 mod nested;
+#[path = "contract_stop/races.rs"]
+mod races;
 #[path = "contract_stop/same_thread.rs"]
 mod same_thread;

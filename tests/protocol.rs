@@ -5,6 +5,9 @@
 #[path = "sim/mod.rs"]
 mod sim;
 
+#[path = "common/stop.rs"]
+mod stop;
+
 #[path = "protocol/device.rs"]
 mod device;
 #[path = "protocol/rig.rs"]
@@ -18,6 +21,8 @@ mod channel;
 mod channel_answers;
 #[path = "protocol/config.rs"]
 mod config;
+#[path = "protocol/connections.rs"]
+mod connections;
 #[path = "protocol/descriptors.rs"]
 mod descriptors;
 #[path = "protocol/device_classes.rs"]
@@ -36,10 +41,14 @@ mod in_band;
 mod inflight;
 #[path = "protocol/iotlb.rs"]
 mod iotlb;
+#[path = "protocol/loops.rs"]
+mod loops;
 #[path = "protocol/memory.rs"]
 mod memory;
 #[path = "protocol/memory_slots.rs"]
 mod memory_slots;
+#[path = "protocol/misuse.rs"]
+mod misuse;
 #[path = "protocol/questions.rs"]
 mod questions;
 #[path = "protocol/replies.rs"]

@@ -326,8 +326,9 @@ pub unsafe extern "C" fn vu_ctx_fd(ctx: *const vu_ctx) -> c_int {
 ///
 /// @param timeout_ms how long to wait for something to do; -1: for ever, 0: not
 ///        at all
-/// @return how many descriptors were ready; -EBUSY while another thread
-///         dispatches, -ENOTSUP for other contexts, -EINVAL for NULL
+/// @return how many descriptors were ready, 0 also if what was done needed none;
+///         -EBUSY while another thread dispatches, -ENOTSUP for other contexts,
+///         -EINVAL for NULL
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_dispatch(ctx: *mut vu_ctx, timeout_ms: c_int) -> c_int {
     let timeout = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
@@ -394,8 +395,8 @@ unsafe impl Sync for Opaque {}
 /// @param fd borrowed; must be unwatched before it is closed
 /// @param events the whole mask, of poll(2)'s values (POLLIN ...);
 ///        level-triggered
-/// @param fn called on the owner's thread; inside it the same is allowed as in
-///        a callback of a server's, and nothing more
+/// @param fn called on the owner's thread, in a dispatch: inside it
+///        vu_server_stop() is -EDEADLK and vu_ctx_free() of this context -EBUSY
 /// @return 0; -ENOTSUP for other contexts, -EBADF or -EPERM if `fd` is not open
 ///         or cannot be watched, -EINVAL for NULL
 #[unsafe(no_mangle)]

@@ -57,7 +57,8 @@ const _: () = {
 /// queue's context for kick, queue_started and queue_stopping, the server's
 /// home context for the others. The ones of the home context come in order, and
 /// before a queue is started all that precede it have been delivered. While the
-/// server is detached none is called; they are delivered later.
+/// server is detached none is called; they are delivered later, or dropped by a
+/// stop.
 ///
 /// The functions after `destroy` answer requests of the front-end. One that is
 /// NULL is not implemented: its protocol feature is not offered. They return 0
@@ -113,8 +114,8 @@ pub struct vu_device_ops {
     /// memory stays until the last of them is completed; the device is served
     /// by a new queue with this index.
     pub orphaned: Option<unsafe extern "C" fn(dev: *mut c_void, index: u32)>,
-    /// The stop that vu_server_request_stop() began is complete.
-    /// vu_server_free() is legal in here.
+    /// The stop that vu_server_request_stop() began is complete; not called if
+    /// vu_server_stop() began it. vu_server_free() is legal in here.
     pub stopped: Option<unsafe extern "C" fn(dev: *mut c_void)>,
     /// Called exactly once: inside vu_server_free(), or inside vu_server_new()
     /// if that fails after it could read this structure. Nothing of the device

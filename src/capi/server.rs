@@ -232,7 +232,8 @@ pub unsafe extern "C" fn vu_server_stop(server: *mut vu_server) -> c_int {
 }
 
 /// Begins to stop and returns at once. vu_device_ops.stopped tells when it is
-/// done; while detached, vu_server_config.wake does. Any thread, any callback.
+/// done, unless a vu_server_stop() was there first; while detached,
+/// vu_server_config.wake does. Any thread, any callback.
 ///
 /// @return 0; -EINVAL for NULL
 #[unsafe(no_mangle)]
@@ -251,7 +252,8 @@ pub unsafe extern "C" fn vu_server_is_stopped(server: *const vu_server) -> c_int
 }
 
 /// Frees a server that is new or stopped; NULL is fine. Calls
-/// vu_device_ops.destroy. Legal inside vu_device_ops.stopped.
+/// vu_device_ops.destroy. Legal inside vu_device_ops.stopped; while another
+/// thread is in there, it waits for that to return.
 ///
 /// Afterwards nothing of the server may be used, except that elements of an
 /// orphaned queue may be completed, and vu_vq_inflight_dec() and
@@ -306,8 +308,9 @@ pub unsafe extern "C" fn vu_server_attach_ctx(server: *mut vu_server, ctx: *mut 
 /// elements in flight stay valid and may be completed from anywhere.
 ///
 /// @return 0; -EBUSY, with nothing changed, unless the calling thread owns
-///         every context that serves the server, -EDEADLK inside a callback of
-///         the same server, -ESHUTDOWN unless running, -EINVAL for NULL
+///         every context that has anything of the server, -EDEADLK inside a
+///         callback of the same server, -ESHUTDOWN unless running, -EINVAL for
+///         NULL
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_detach_ctx(server: *mut vu_server) -> c_int {
     // SAFETY: see the module's contract.

@@ -13,8 +13,9 @@ use super::watch::{Target, UserWatch};
 
 /// Stands for one event loop of the application.
 ///
-/// Its *owner* is the thread that created it, [adopted](Self::adopt) it or last dispatched it. Every device
-/// callback runs on the owner, inside a dispatch. A context may serve queues of many servers.
+/// Its *owner* is the thread that created it, [adopted](Self::adopt) it or last dispatched it; what a thread owned
+/// when it ended must be adopted before it is used. Every device callback runs on the owner, inside a dispatch (or
+/// inside stop or detach called there). A context may serve queues of many servers.
 #[derive(Debug)]
 pub struct Context {
     core: Arc<ContextCore>,
@@ -159,11 +160,13 @@ impl Context {
     /// # Errors
     /// `EXDEV` on another thread.
     pub fn flush(&self) -> Result<()> {
-        let Some(_held) = self.core.hold() else {
-            return Err(Error::new(libc::EXDEV, "not the owner of the context"));
-        };
-        self.core.flush();
-        Ok(())
+        match self.core.hold() {
+            Some(_held) if self.core.is_owned_here() => {
+                self.core.flush();
+                Ok(())
+            }
+            _ => Err(Error::new(libc::EXDEV, "not the owner of the context")),
+        }
     }
 
     /// Stages a completion outside of a callback; see [`Virtqueue::stage`](crate::Virtqueue::stage). On another
@@ -212,10 +215,12 @@ impl AsRawFd for Context {
 }
 
 impl Drop for Context {
-    /// Frees the context if it can be freed; one that is in use stays, and what it watches with it.
+    /// Frees the context if it can be freed. One that is in use stays, with what it watches, as long as it has a
+    /// queue; a server that is merely attached to it waits, as for a loop that never runs, to be attached elsewhere
+    /// or stopped.
     fn drop(&mut self) {
         if !self.core.is_freed() {
-            // There is nobody to tell, and the attached server keeps the context alive.
+            // There is nobody to tell.
             let _ = self.core.free();
         }
     }

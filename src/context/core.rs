@@ -6,7 +6,9 @@ use std::sync::Weak;
 
 use crate::error::{Error, Result};
 use crate::shared::{Doorbell, Shared};
-use crate::sync::{Arc, AtomicBool, AtomicU32, AtomicUsize, Mutex, Ordering, thread_id};
+use crate::sync::{
+    Arc, AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering, thread_id, thread_serial,
+};
 use crate::virtqueue::Queue;
 
 use super::busy::BusyPoll;
@@ -64,6 +66,8 @@ pub(crate) struct ContextCore {
     /// A polled context has none: it asks its mailbox.
     pub(super) doorbell: Option<Doorbell>,
     owner_thread: AtomicUsize,
+    /// The same thread, also told from one that was started after its end.
+    owner_serial: AtomicU64,
     /// The thread inside a dispatch; 0 when there is none.
     dispatcher: AtomicUsize,
     /// Nested dispatches; written by the dispatcher only.
@@ -87,6 +91,7 @@ impl ContextCore {
             mailbox: Mailbox::new(),
             doorbell,
             owner_thread: AtomicUsize::new(thread_id()),
+            owner_serial: AtomicU64::new(thread_serial()),
             dispatcher: AtomicUsize::new(0),
             depth: AtomicU32::new(0),
             inner: Mutex::new(Inner::default()),
@@ -110,7 +115,15 @@ impl ContextCore {
 
     // ---- ownership --------------------------------------------------------------------------------------
 
-    pub(crate) fn is_owned_by(&self, thread: usize) -> bool {
+    /// The calling thread is the owner.
+    pub(crate) fn is_owned_here(&self) -> bool {
+        // Relaxed: a thread that stored its own number sees it; any other value is not this thread's.
+        self.owner_serial.load(Ordering::Relaxed) == thread_serial()
+    }
+
+    /// As [`is_owned_here`](Self::is_owned_here), for the data path: a thread may be taken for one that has ended,
+    /// which nobody else is.
+    fn may_be_owned_by(&self, thread: usize) -> bool {
         self.owner_thread.load(Ordering::Relaxed) == thread
     }
 
@@ -120,6 +133,7 @@ impl ContextCore {
     }
 
     fn change_owner(&self, thread: usize) {
+        self.owner_serial.store(thread_serial(), Ordering::Relaxed);
         if self.owner_thread.swap(thread, Ordering::Relaxed) != thread {
             for held in &self.inner.lock().held {
                 held.queue.set_owner_thread(thread);
@@ -147,7 +161,7 @@ impl ContextCore {
             return Some(Hold(None));
         }
         let me = thread_id();
-        if !self.is_owned_by(me) {
+        if !self.may_be_owned_by(me) {
             return None;
         }
         // Acquire: as in `enter`.
@@ -156,7 +170,7 @@ impl ContextCore {
             .ok()?;
         let hold = Hold(Some(&self.dispatcher));
         // Another thread may have dispatched in between.
-        self.is_owned_by(me).then_some(hold)
+        self.may_be_owned_by(me).then_some(hold)
     }
 
     /// Begins a dispatch; dispatches nest on one thread. `EBUSY` while another thread is in one.

@@ -8,9 +8,8 @@ use super::core::Mail;
 use super::owner::{CtxId, State, Transition};
 use super::registry;
 
-/// Keeps the books, and tells the context that must act.
-pub(crate) fn told(transition: &Transition, mail: impl FnOnce() -> Mail) {
-    registry::account(transition);
+/// Tells the context that must act.
+pub(crate) fn tell(transition: &Transition, mail: impl FnOnce() -> Mail) {
     if matches!(transition.after.state, State::Recalled | State::Offered)
         && let Some(context) = registry::get(transition.after.context)
     {
@@ -20,15 +19,26 @@ pub(crate) fn told(transition: &Transition, mail: impl FnOnce() -> Mail) {
 
 /// Any thread: where the queue shall live.
 pub(crate) fn set_queue_target(queue: &Arc<Queue>, target: CtxId) {
-    if let Some(transition) = queue.owner.set_target(target) {
-        told(&transition, || Mail::Queue(queue.clone()));
+    if let Some(transition) = registry::change(|| queue.owner.set_target(target)) {
+        tell(&transition, || Mail::Queue(queue.clone()));
     }
 }
 
 /// Any thread: where the events shall be delivered.
 pub(crate) fn set_stream_target(shared: &Arc<Shared>, target: CtxId) {
-    if let Some(transition) = shared.stream.owner.set_target(target) {
-        told(&transition, || Mail::Stream(shared.clone()));
+    if let Some(transition) = registry::change(|| shared.stream.owner.set_target(target)) {
+        tell(&transition, || Mail::Stream(shared.clone()));
+    }
+}
+
+/// Any thread: where the events of a detached server shall be delivered. False if it is attached.
+pub(crate) fn claim_stream(shared: &Arc<Shared>, target: CtxId) -> bool {
+    match registry::change(|| shared.stream.owner.claim(target)) {
+        Some(transition) => {
+            tell(&transition, || Mail::Stream(shared.clone()));
+            true
+        }
+        None => false,
     }
 }
 
@@ -37,8 +47,8 @@ pub(crate) fn offer_stream(shared: &Arc<Shared>) {
     if shared.stream.is_empty() {
         return;
     }
-    match shared.stream.owner.offer() {
-        Some(transition) => told(&transition, || Mail::Stream(shared.clone())),
+    match registry::change(|| shared.stream.owner.offer()) {
+        Some(transition) => tell(&transition, || Mail::Stream(shared.clone())),
         None => {
             // It may be there already, and about to be handed back: a letter makes it look once more.
             let ownership = shared.stream.owner.load();

@@ -159,6 +159,11 @@ impl OwnerWord {
         }
     }
 
+    /// Any thread: as [`set_target`](Self::set_target), if it is detached. `None` if it is not.
+    pub(crate) fn claim(&self, target: CtxId) -> Option<Transition> {
+        self.update(|now| now.target.is_none().then_some(Ownership { target, ..now }))
+    }
+
     /// Any thread: says where the queue shall live. An owner elsewhere is asked to give it back, an offer
     /// elsewhere is void at once. `None` when nothing changes.
     pub(crate) fn set_target(&self, target: CtxId) -> Option<Transition> {

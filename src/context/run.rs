@@ -37,8 +37,10 @@ impl ContextCore {
             return Err(self.unsupported("dispatch"));
         };
         self.flush();
-        self.read_mail(Scope::All);
-        self.serve_again();
+        let did = self.read_mail(Scope::All) | self.serve_again();
+        // What was done may be what the caller waits for. It need not be heard of again: mail that came after this
+        // dispatch began did not ring.
+        let timeout_ms = if did { 0 } else { timeout_ms };
         let found = self.busy_poll(timeout_ms)?;
         let mut timeout_ms = if found > 0 { 0 } else { timeout_ms };
         timeout_ms = self.arm(timeout_ms);
@@ -210,5 +212,41 @@ impl ContextCore {
         let _dispatch = self.enter_briefly()?;
         self.read_mail(Scope::Stopping);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+    use crate::context::{Context, Mail};
+    use crate::device::{Device, Kick};
+    use crate::server::Server;
+    use crate::virtqueue::Virtqueue;
+
+    struct Idle;
+
+    impl Device for Idle {
+        fn kick(&self, _: &mut Virtqueue<'_>) -> Kick {
+            Kick::Done
+        }
+    }
+
+    #[test]
+    fn a_round_that_read_mail_does_not_wait_for_more() {
+        let (done, is_done) = mpsc::channel();
+        thread::spawn(move || {
+            let context = Context::epoll().unwrap();
+            let server = Server::builder().build(Idle).unwrap();
+            let core = context.core();
+            let _dispatch = core.enter().unwrap();
+            // The context is awake, so nobody rings.
+            core.post(Mail::Stream(server.shared().clone()));
+            assert_eq!(core.round(-1).unwrap(), 0);
+            done.send(()).unwrap();
+        });
+        is_done.recv_timeout(Duration::from_secs(20)).unwrap();
     }
 }

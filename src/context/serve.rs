@@ -86,12 +86,13 @@ impl ContextCore {
         }
     }
 
-    /// Reads the mail that is there now. What `scope` does not allow stays in the box.
-    pub(crate) fn read_mail(self: &Arc<Self>, scope: Scope) {
+    /// Reads the mail that is there now; true if something was done. What `scope` does not allow stays in the box.
+    pub(crate) fn read_mail(self: &Arc<Self>, scope: Scope) -> bool {
+        let mut did = false;
         // One at a time: a loop that nests in a callback finds the rest in the box.
         for _ in 0..self.mailbox.len() {
             let Some(mail) = self.mailbox.take() else {
-                return;
+                break;
             };
             let handled = match &mail {
                 Mail::Queue(queue) => self.read_queue_mail(queue, scope),
@@ -100,7 +101,9 @@ impl ContextCore {
             if !handled {
                 self.post(mail);
             }
+            did |= handled;
         }
+        did
     }
 
     fn read_queue_mail(self: &Arc<Self>, queue: &Arc<Queue>, scope: Scope) -> bool {
@@ -125,10 +128,9 @@ impl ContextCore {
 
     /// Takes a queue that is offered: sets the watch, tells the device, looks at the ring once.
     fn accept(self: &Arc<Self>, queue: &Arc<Queue>) {
-        let Some(transition) = queue.owner.take(self.id) else {
+        if registry::change(|| queue.owner.take(self.id)).is_none() {
             return;
-        };
-        registry::account(&transition);
+        }
         let kick = match queue.arrive(self) {
             Ok(kick) => kick,
             Err(_) => return self.hand_back(queue),
@@ -201,9 +203,7 @@ impl ContextCore {
 
     fn hand_back(&self, queue: &Arc<Queue>) {
         queue.depart();
-        if let Some(transition) = queue.owner.give_back(self.id) {
-            registry::account(&transition);
-        }
+        registry::change(|| queue.owner.give_back(self.id));
         queue.server.handed_back();
     }
 
@@ -307,18 +307,19 @@ impl ContextCore {
         }
     }
 
-    /// Serves each queue that asked for it once.
-    pub(super) fn serve_again(self: &Arc<Self>) {
+    /// Serves each queue that asked for it once; true if there were any.
+    pub(super) fn serve_again(self: &Arc<Self>) -> bool {
         let waiting = self.inner.lock().again.len();
         // One at a time: a loop that nests in one's kick serves the others.
         for _ in 0..waiting {
             let Some(queue) = self.inner.lock().again.pop_front() else {
-                return;
+                break;
             };
             if queue.owner.load().held_by(self.id) {
                 self.serve_as_asked(&queue, true);
             }
         }
+        waiting > 0
     }
 
     fn stay_unarmed(&self, queue: &Arc<Queue>) {
@@ -347,8 +348,7 @@ impl ContextCore {
         match ownership.state {
             State::Offered if !scope.allows(server) => return false,
             State::Offered => {
-                if let Some(transition) = server.stream.owner.take(self.id) {
-                    registry::account(&transition);
+                if registry::change(|| server.stream.owner.take(self.id)).is_some() {
                     self.deliver(server);
                 }
             }
@@ -373,20 +373,15 @@ impl ContextCore {
     }
 
     pub(crate) fn hand_back_stream(&self, server: &Arc<Shared>) {
-        if let Some(transition) = server.stream.owner.give_back(self.id) {
-            registry::account(&transition);
-        }
+        registry::change(|| server.stream.owner.give_back(self.id));
         if server.lifecycle.is_idle() {
             // `stopped` may have come after the last look at the stream, and nobody else is left to offer it.
             offer_stream(server);
         }
         // `stopped` was the last event: the context is no longer attached, unless the server is started again.
         server.lifecycle.while_idle(|| {
-            if server.stream.is_empty()
-                && server.stream.owner.load().state == State::Internal
-                && let Some(transition) = server.stream.owner.set_target(CtxId::NONE)
-            {
-                registry::account(&transition);
+            if server.stream.is_empty() && server.stream.owner.load().state == State::Internal {
+                registry::change(|| server.stream.owner.set_target(CtxId::NONE));
             }
         });
         server.handed_back();

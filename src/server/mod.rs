@@ -8,14 +8,14 @@ mod thread;
 use std::thread::JoinHandle;
 
 use crate::callback;
-use crate::context::hand_over::{set_queue_target, set_stream_target};
+use crate::context::hand_over::{claim_stream, set_queue_target, set_stream_target};
 use crate::context::owner::{CtxId, Ownership, State};
 use crate::context::{Context, registry};
 use crate::error::{Error, Result};
 use crate::listener::{Address, Listener};
 use crate::shared::Shared;
 use crate::stats::ServerStats;
-use crate::sync::{Arc, Mutex, thread_id};
+use crate::sync::{Arc, Mutex};
 use crate::virtqueue::{Queue, VqStats};
 
 pub use builder::ServerBuilder;
@@ -23,10 +23,12 @@ pub use front_end::ShmemMapping;
 
 /// A virtio device that front-ends can connect to.
 ///
-/// All methods may be called from any thread unless they say otherwise. Dropping a running server stops it.
+/// All methods may be called from any thread unless they say otherwise. Dropping a running server stops it; where
+/// that cannot wait (see [`stop`](Self::stop)), it asks for the stop, and the server is freed when that is done.
 pub struct Server {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// The internal thread of the newest run, and the run's number.
+    thread: Mutex<Option<(u64, JoinHandle<()>)>>,
 }
 
 impl Server {
@@ -56,13 +58,15 @@ impl Server {
         self.check_not_in_callback("start")?;
         self.shared.lifecycle.check_idle()?;
         let listener = Listener::open(address).map_err(|e| Error::new(e.errno(), e.to_string()))?;
-        self.shared.lifecycle.begin()?;
-        self.join();
+        // A stop that comes before the thread is there waits here for its handle.
+        let mut thread = self.thread.lock();
+        let run = self.shared.lifecycle.begin()?;
+        join_thread(thread.take());
         self.shared.stream.clear();
         self.set_all_targets(context.map_or(CtxId::NONE, |c| c.core().id));
         match thread::spawn(self.shared.clone(), listener) {
             Ok(handle) => {
-                *self.thread.lock() = Some(handle);
+                *thread = Some((run, handle));
                 Ok(())
             }
             Err(error) => {
@@ -91,11 +95,15 @@ impl Server {
     /// `EBUSY` while attached; `ESHUTDOWN` unless running; `ENOTRECOVERABLE`.
     pub fn attach(&self, context: &Context) -> Result<()> {
         self.shared.check_poison()?;
-        self.shared.lifecycle.check_running()?;
-        if !self.shared.stream.owner.load().target.is_none() {
-            return Err(Error::new(libc::EBUSY, "attached already"));
-        }
-        self.set_all_targets(context.core().id);
+        let id = context.core().id;
+        self.shared.lifecycle.while_running(|| {
+            // Of two that attach at the same time one is first, here.
+            if !claim_stream(&self.shared, id) {
+                return Err(Error::new(libc::EBUSY, "attached already"));
+            }
+            self.set_queue_targets(id);
+            Ok(())
+        })?;
         self.shared.internal.ring();
         Ok(())
     }
@@ -107,9 +115,12 @@ impl Server {
     /// `EINVAL` for a queue that there is not; `ESHUTDOWN` unless running; `ENOTRECOVERABLE`.
     pub fn attach_queue(&self, index: u32, context: Option<&Context>) -> Result<()> {
         self.shared.check_poison()?;
-        self.shared.lifecycle.check_running()?;
-        let queue = self.queue(index)?;
-        set_queue_target(&queue, context.map_or(CtxId::NONE, |c| c.core().id));
+        let target = context.map_or(CtxId::NONE, |c| c.core().id);
+        self.shared.lifecycle.while_running(|| {
+            let queue = self.queue(index)?;
+            set_queue_target(&queue, target);
+            Ok(())
+        })?;
         self.shared.internal.ring();
         Ok(())
     }
@@ -122,24 +133,30 @@ impl Server {
     /// `EDEADLK` inside a callback of this server; `ESHUTDOWN` unless running.
     pub fn detach(&self) -> Result<()> {
         self.check_not_in_callback("detach")?;
-        self.shared.lifecycle.check_running()?;
         let queues = self.shared.queues();
-        let before: Vec<CtxId> = queues
-            .iter()
-            .map(|queue| queue.owner.load().target)
-            .collect();
-        let home = self.shared.stream.owner.load().target;
-        self.check_holders(&queues)?;
-        self.set_all_targets(CtxId::NONE);
+        let (home, before) = self.shared.lifecycle.while_running(|| {
+            let targets: Vec<CtxId> = queues
+                .iter()
+                .map(|queue| queue.owner.load().target)
+                .collect();
+            let home = self.shared.stream.owner.load().target;
+            self.check_holders(&queues)?;
+            self.set_all_targets(CtxId::NONE);
+            Ok((home, targets))
+        })?;
         // A context may have taken an offer since the check, or another thread a context.
         if let Err(error) = self
             .check_holders(&queues)
             .and_then(|()| self.give_up_here(&queues))
         {
-            for (queue, target) in queues.iter().zip(before) {
-                set_queue_target(queue, target);
-            }
-            set_stream_target(&self.shared, home);
+            // A stop that has begun meanwhile needs nothing back.
+            let _ = self.shared.lifecycle.while_running(|| {
+                for (queue, target) in queues.iter().zip(before) {
+                    set_queue_target(queue, target);
+                }
+                set_stream_target(&self.shared, home);
+                Ok(())
+            });
             self.shared.internal.ring();
             return Err(error);
         }
@@ -155,7 +172,7 @@ impl Server {
             .chain([&self.shared.stream.owner]);
         for ownership in words.map(|word| word.load()) {
             if is_held(ownership)
-                && registry::get(ownership.context).is_some_and(|c| !c.is_owned_by(thread_id()))
+                && registry::get(ownership.context).is_some_and(|c| !c.is_owned_here())
             {
                 return Err(Error::new(
                     libc::EBUSY,
@@ -192,8 +209,10 @@ impl Server {
     /// # Errors
     /// `ESHUTDOWN` unless running.
     pub fn request_detach(&self) -> Result<()> {
-        self.shared.lifecycle.check_running()?;
-        self.set_all_targets(CtxId::NONE);
+        self.shared.lifecycle.while_running(|| {
+            self.set_all_targets(CtxId::NONE);
+            Ok(())
+        })?;
         self.shared.handed_back();
         Ok(())
     }
@@ -201,6 +220,10 @@ impl Server {
     fn set_all_targets(&self, target: CtxId) {
         // The stream first: a queue is only offered after the events before its start.
         set_stream_target(&self.shared, target);
+        self.set_queue_targets(target);
+    }
+
+    fn set_queue_targets(&self, target: CtxId) {
         for queue in self.shared.queues() {
             set_queue_target(&queue, target);
         }
@@ -295,14 +318,14 @@ impl Server {
 
     // ---- the end ----------------------------------------------------------------------------------------
 
-    fn join(&self) {
-        if let Some(thread) = self.thread.lock().take() {
-            // The internal thread catches what its handlers throw; there is nothing in its result.
-            let _ = thread.join();
-        }
+    /// Waits for the internal thread of a run that is over; that of a later one is none of the caller's business.
+    fn join(&self, run: u64) {
+        let mut thread = self.thread.lock();
+        join_thread(thread.take_if(|(newest, _)| *newest <= run));
     }
 
-    /// Frees the server. Legal inside [`Device::stopped`](crate::Device::stopped).
+    /// Frees the server. Legal inside [`Device::stopped`](crate::Device::stopped); while another thread is in
+    /// there, it waits for that to return.
     ///
     /// # Errors
     /// With the server: `EDEADLK` inside any other callback of it; `EBUSY` unless new or stopped.
@@ -311,6 +334,13 @@ impl Server {
             Ok(()) => Ok(()),
             Err(error) => Err((error, self)),
         }
+    }
+}
+
+fn join_thread(thread: Option<(u64, JoinHandle<()>)>) {
+    if let Some((_, thread)) = thread {
+        // The internal thread catches what its handlers throw; there is nothing in its result.
+        let _ = thread.join();
     }
 }
 
@@ -324,9 +354,12 @@ impl Drop for Server {
             // Inside a callback, or where a stop cannot wait: the internal thread finishes on its own.
             self.shared.abandon();
             let _ = self.request_stop();
-            return;
+            if !self.is_stopped() {
+                return;
+            }
+            // Just now, and the internal thread may have been too early to see that it is left alone with it.
         }
-        self.join();
+        self.join(u64::MAX);
         self.set_all_targets(CtxId::NONE);
         self.shared.destroy();
     }

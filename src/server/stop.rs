@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::callback;
 use crate::context::{ContextCore, registry};
 use crate::error::{Error, Result};
-use crate::sync::{Arc, thread_id};
+use crate::sync::Arc;
 
 use super::Server;
 
@@ -15,8 +15,8 @@ const ITERATION: Duration = Duration::from_millis(100);
 const BETWEEN_ROUNDS: Duration = Duration::from_micros(200);
 
 impl Server {
-    /// Begins to stop. [`Device::stopped`](crate::Device::stopped) tells when it is done (or the builder's
-    /// `wake` while detached). Legal everywhere.
+    /// Begins to stop. [`Device::stopped`](crate::Device::stopped) tells when it is done, unless a
+    /// [`stop`](Self::stop) was there first (or the builder's `wake` while detached). Legal everywhere.
     ///
     /// # Errors
     /// None; nothing happens unless the server is running.
@@ -39,7 +39,7 @@ impl Server {
         if callback::is_running() {
             return Err(Error::new(libc::EDEADLK, "stop inside a callback"));
         }
-        if registry::owned_by(thread_id())
+        if registry::owned_here()
             .iter()
             .any(|context| context.is_foreign() && !context.can_poll() && self.lives_in(context))
         {
@@ -48,11 +48,12 @@ impl Server {
                 "stop on the thread of a foreign loop that cannot poll",
             ));
         }
-        if self.shared.lifecycle.begin_stop(false) {
-            self.shared.internal.ring();
-            while !self.wait_and_serve() {}
+        let run = self.shared.lifecycle.begin_stop(false);
+        self.shared.internal.ring();
+        while !self.shared.lifecycle.is_over(run) {
+            self.wait_and_serve(run);
         }
-        self.join();
+        self.join(run);
         Ok(())
     }
 
@@ -66,9 +67,9 @@ impl Server {
             .any(|word| word.context == context.id || word.target == context.id)
     }
 
-    /// One round; true when the server is down.
-    fn wait_and_serve(&self) -> bool {
-        let (running, passive): (Vec<_>, Vec<_>) = registry::owned_by(thread_id())
+    /// One round, which may end early.
+    fn wait_and_serve(&self, run: u64) {
+        let (running, passive): (Vec<_>, Vec<_>) = registry::owned_here()
             .into_iter()
             .partition(|context| context.can_poll());
         for context in &passive {
@@ -78,18 +79,19 @@ impl Server {
         let lifecycle = &self.shared.lifecycle;
         match &running[..] {
             [only] if passive.is_empty() && only.can_wait() => {
-                if lifecycle.ring_when_stopped(only) && only.iterate(ITERATION).is_err() {
-                    return lifecycle.wait(BETWEEN_ROUNDS);
+                if lifecycle.ring_when_stopped(run, only) && only.iterate(ITERATION).is_err() {
+                    lifecycle.wait(run, BETWEEN_ROUNDS);
                 }
-                lifecycle.wait(Duration::ZERO)
             }
-            [] if passive.is_empty() => lifecycle.wait(ITERATION),
+            [] if passive.is_empty() => {
+                lifecycle.wait(run, ITERATION);
+            }
             _ => {
                 for context in &running {
                     // As above.
                     let _ = context.iterate(Duration::ZERO);
                 }
-                lifecycle.wait(BETWEEN_ROUNDS)
+                lifecycle.wait(run, BETWEEN_ROUNDS);
             }
         }
     }

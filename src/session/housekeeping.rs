@@ -2,8 +2,9 @@
 //! what changed.
 
 use crate::context::Mail;
-use crate::context::hand_over::{offer_stream, told};
+use crate::context::hand_over::{offer_stream, tell};
 use crate::context::owner::State;
+use crate::context::registry;
 use crate::device::StopReason;
 use crate::error::Error;
 use crate::stats::count;
@@ -56,9 +57,9 @@ impl Session {
 
     fn offer(&self, index: usize) {
         if let Some(queue) = self.shared.queue(index as u32)
-            && let Some(transition) = queue.owner.offer()
+            && let Some(transition) = registry::change(|| queue.owner.offer())
         {
-            told(&transition, || Mail::Queue(queue));
+            tell(&transition, || Mail::Queue(queue));
         }
     }
 

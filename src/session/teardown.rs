@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use crate::context::hand_over::set_queue_target;
-use crate::context::owner::CtxId;
+use crate::context::owner::{CtxId, State};
 use crate::device::StopReason;
 use crate::memory::RegionTable;
 use crate::stats::count;
@@ -150,18 +150,23 @@ impl Session {
         loop {
             let stopping = self.shared.lifecycle.is_stopping();
             let limit = stopping.then_some(deadline).flatten();
-            // A stop has nobody to tell while detached, nor of a connection that nobody has heard of yet.
-            let nobody = stopping
-                && (self.shared.stream.owner.load().target.is_none()
-                    || self.shared.stream.drop_if_connection_unseen());
-            let told = nobody
-                || self.wait_after_end(limit, |session| {
-                    session.shared.stream.has_delivered(number)
-                        || session.shared.lifecycle.is_stopping() != stopping
-                });
-            if !told || nobody || self.shared.stream.has_delivered(number) {
+            let ended = self.wait_after_end(limit, |session| {
+                session.is_told(number) || session.shared.lifecycle.is_stopping() != stopping
+            });
+            if !ended || self.is_told(number) {
                 return;
             }
         }
+    }
+
+    /// The event has been delivered, or will not be: a stop has nobody to tell while detached (once a callback that
+    /// was running then has returned), nor of a connection that nobody has heard of yet.
+    fn is_told(&self, number: u64) -> bool {
+        let stream = &self.shared.stream;
+        let home = stream.owner.load();
+        let detached = home.target.is_none() && home.state == State::Internal;
+        stream.has_delivered(number)
+            || self.shared.lifecycle.is_stopping()
+                && (detached || stream.drop_if_connection_unseen())
     }
 }

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::context::Mail;
-use crate::context::hand_over::{offer_stream, told};
+use crate::context::hand_over::{offer_stream, tell};
 use crate::context::owner::State;
+use crate::context::registry;
 use crate::device::StopReason;
 use crate::error::Error;
 use crate::shared::poll_timeout;
@@ -99,8 +100,8 @@ impl Session {
     /// Asks for a queue; it is INTERNAL when its owner has answered.
     pub(super) fn recall(&self, queue: &Arc<Queue>, reason: StopReason) {
         queue.set_stop_reason(reason);
-        if let Some(transition) = queue.owner.recall() {
-            told(&transition, || Mail::Queue(queue.clone()));
+        if let Some(transition) = registry::change(|| queue.owner.recall()) {
+            tell(&transition, || Mail::Queue(queue.clone()));
         }
     }
 

@@ -21,6 +21,16 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(|poison| poison.into_inner())
 }
 
+/// As [`alone`], for a test in which nothing hangs for ever.
+pub fn alone_guarded(name: &str) -> impl Drop {
+    #[expect(dead_code, reason = "held for its drop")]
+    struct Alone(MutexGuard<'static, ()>, HangGuard);
+    impl Drop for Alone {
+        fn drop(&mut self) {}
+    }
+    Alone(alone(), HangGuard::secs(name, 120))
+}
+
 pub const CONFIG_SIZE: usize = 64;
 /// The driver may write these bytes of the config space.
 pub const CONFIG_WRITABLE: std::ops::Range<usize> = 16..32;
