@@ -67,8 +67,15 @@ impl Lifecycle {
     }
 
     pub(crate) fn check_running(&self) -> Result<()> {
-        match self.state() {
-            State::Running => Ok(()),
+        self.while_running(|| Ok(()))
+    }
+
+    /// Runs `f` if the server is running, and keeps it so meanwhile: what `f` does comes before the clean-up at
+    /// the end of a stop. `f` must not come back here. Whoever changes a target does it in here.
+    pub(crate) fn while_running<R>(&self, f: impl FnOnce() -> Result<R>) -> Result<R> {
+        let inner = self.inner.lock();
+        match inner.state {
+            State::Running => f(),
             state => Err(Error::new(
                 libc::ESHUTDOWN,
                 format!("the server is not running, it is {state:?}"),

@@ -91,11 +91,13 @@ impl Server {
     /// `EBUSY` while attached; `ESHUTDOWN` unless running; `ENOTRECOVERABLE`.
     pub fn attach(&self, context: &Context) -> Result<()> {
         self.shared.check_poison()?;
-        self.shared.lifecycle.check_running()?;
-        if !self.shared.stream.owner.load().target.is_none() {
-            return Err(Error::new(libc::EBUSY, "attached already"));
-        }
-        self.set_all_targets(context.core().id);
+        self.shared.lifecycle.while_running(|| {
+            if !self.shared.stream.owner.load().target.is_none() {
+                return Err(Error::new(libc::EBUSY, "attached already"));
+            }
+            self.set_all_targets(context.core().id);
+            Ok(())
+        })?;
         self.shared.internal.ring();
         Ok(())
     }
@@ -107,9 +109,11 @@ impl Server {
     /// `EINVAL` for a queue that there is not; `ESHUTDOWN` unless running; `ENOTRECOVERABLE`.
     pub fn attach_queue(&self, index: u32, context: Option<&Context>) -> Result<()> {
         self.shared.check_poison()?;
-        self.shared.lifecycle.check_running()?;
-        let queue = self.queue(index)?;
-        set_queue_target(&queue, context.map_or(CtxId::NONE, |c| c.core().id));
+        self.shared.lifecycle.while_running(|| {
+            let queue = self.queue(index)?;
+            set_queue_target(&queue, context.map_or(CtxId::NONE, |c| c.core().id));
+            Ok(())
+        })?;
         self.shared.internal.ring();
         Ok(())
     }
@@ -130,16 +134,23 @@ impl Server {
             .collect();
         let home = self.shared.stream.owner.load().target;
         self.check_holders(&queues)?;
-        self.set_all_targets(CtxId::NONE);
+        self.shared.lifecycle.while_running(|| {
+            self.set_all_targets(CtxId::NONE);
+            Ok(())
+        })?;
         // A context may have taken an offer since the check, or another thread a context.
         if let Err(error) = self
             .check_holders(&queues)
             .and_then(|()| self.give_up_here(&queues))
         {
-            for (queue, target) in queues.iter().zip(before) {
-                set_queue_target(queue, target);
-            }
-            set_stream_target(&self.shared, home);
+            // A stop has detached everything as well.
+            let _ = self.shared.lifecycle.while_running(|| {
+                for (queue, target) in queues.iter().zip(before) {
+                    set_queue_target(queue, target);
+                }
+                set_stream_target(&self.shared, home);
+                Ok(())
+            });
             self.shared.internal.ring();
             return Err(error);
         }
@@ -192,8 +203,10 @@ impl Server {
     /// # Errors
     /// `ESHUTDOWN` unless running.
     pub fn request_detach(&self) -> Result<()> {
-        self.shared.lifecycle.check_running()?;
-        self.set_all_targets(CtxId::NONE);
+        self.shared.lifecycle.while_running(|| {
+            self.set_all_targets(CtxId::NONE);
+            Ok(())
+        })?;
         self.shared.handed_back();
         Ok(())
     }
