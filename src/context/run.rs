@@ -26,13 +26,14 @@ impl ContextCore {
     /// loop's descriptor afterwards.
     pub(crate) fn dispatch(self: &Arc<Self>, timeout_ms: i32) -> Result<usize> {
         let _dispatch = self.enter()?;
-        let n = self.round(timeout_ms)?;
+        let n = self.round(timeout_ms, || false)?;
         self.arm_for_a_pause();
         Ok(n)
     }
 
-    /// One round; notifications may stay off until the next one.
-    fn round(self: &Arc<Self>, timeout_ms: i32) -> Result<usize> {
+    /// One round; notifications may stay off until the next one. It does not sleep once it `is_over`: a nested
+    /// dispatch may have answered the doorbell that said so.
+    fn round(self: &Arc<Self>, timeout_ms: i32, is_over: impl Fn() -> bool) -> Result<usize> {
         let Kind::Epoll(epoll) = &self.kind else {
             return Err(self.unsupported("dispatch"));
         };
@@ -48,7 +49,7 @@ impl ContextCore {
         if !self.inner.lock().again.is_empty() {
             timeout_ms = 0;
         }
-        if self.mailbox.sleep() {
+        if self.mailbox.sleep() || is_over() {
             timeout_ms = 0;
         }
         let n = epoll.wait(
@@ -145,7 +146,8 @@ impl ContextCore {
         }
         let _dispatch = self.enter()?;
         while !self.take_quit() {
-            self.round(-1)?;
+            // Acquire pairs with the Release in `request_quit`, which rings after it: who comes later wakes us.
+            self.round(-1, || self.quit.load(Ordering::Acquire))?;
         }
         self.arm_for_a_pause();
         Ok(())

@@ -259,6 +259,42 @@ fn a_nested_loop_reads_the_mail_that_came_along() {
         .unwrap();
 }
 
+/// The loop was told to end while a callback that it ran before its sleep nested, and the nested loop took the
+/// doorbell.
+#[test]
+fn a_loop_that_is_told_to_end_under_a_nested_one_ends() {
+    let _guard = guard("a_loop_that_is_told_to_end_under_a_nested_one_ends", 20);
+    let journal = Journal::new();
+    let ctx = Arc::new(Context::epoll().unwrap());
+    let device = {
+        let ctx = ctx.clone();
+        Probe::new(&journal, move |name, _| {
+            if name == "connected" {
+                ctx.quit();
+                ctx.dispatch(Some(Duration::ZERO)).unwrap();
+            }
+            None
+        })
+    };
+    let server = Server::builder().build(device).unwrap();
+    let path = socket_path("quit");
+    server
+        .start(Address::Listen(path.clone()), Some(&ctx))
+        .unwrap();
+    let session = Session::builder().not_started().connect(&path);
+    // The event lies in the mailbox: the loop delivers it before it sleeps for the first time.
+    assert_eq!(journal.count("connected"), 0);
+    ctx.run().unwrap();
+    assert_eq!(journal.count("connected"), 1);
+    server.stop().unwrap();
+    drop((session, server));
+    Arc::into_inner(ctx)
+        .unwrap()
+        .free()
+        .map_err(|(error, _)| error)
+        .unwrap();
+}
+
 /// A stop that comes while a nested loop runs takes the queue when `kick` returns, and pop says so before.
 #[test]
 fn a_recall_takes_effect_when_the_kick_returns() {
