@@ -246,7 +246,7 @@ mod tests {
             let _dispatch = core.enter().unwrap();
             // The context is awake, so nobody rings.
             core.post(Mail::Stream(server.shared().clone()));
-            assert_eq!(core.round(-1).unwrap(), 0);
+            assert_eq!(core.round(-1, || false).unwrap(), 0);
             done.send(()).unwrap();
         });
         is_done.recv_timeout(Duration::from_secs(20)).unwrap();

@@ -1,16 +1,17 @@
 //! GET_VRING_BASE, disabling and enabling while other queues and connections go on.
 
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vu_server::{Address, Server};
+use vu_server::{Address, Context, Server};
 
 use crate::move_device::{Answer, Echo, EchoDevice, Event, answer_now};
 use crate::move_loops::Kind;
 use crate::move_rig::{Rig, RingPlan, socket_path, under_load};
 use crate::sim::echo::{self, EchoLoad};
-use crate::sim::{Deadline, Session, eventually};
+use crate::sim::{Deadline, HangGuard, Session, eventually};
 
 /// Long enough for an answer that is not held up.
 const SOON: Duration = Duration::from_millis(50);
@@ -298,4 +299,32 @@ fn reset_with_requests_in_flight() {
         rig.echo.count(|e| *e == Event::Reset)
     });
     assert_eq!(rig.server.stats().broken_rings, 0);
+}
+
+/// An attach that meets the end of a stop either comes before it or is refused: a server that is down names no
+/// context, so that it can be freed.
+#[test]
+fn an_attach_that_meets_a_stop_leaves_nothing_behind() {
+    let _guard = HangGuard::secs("an_attach_that_meets_a_stop_leaves_nothing_behind", 120);
+    let server = Server::builder()
+        .queues(256)
+        .build(EchoDevice(Echo::new(Answer::Inline)))
+        .unwrap();
+    for _ in 0..200 {
+        let ctx = Context::polled().unwrap();
+        server.start(Address::Listen(socket_path()), None).unwrap();
+        thread::scope(|scope| {
+            let (begun, begins) = channel();
+            let (server, ctx) = (&server, &ctx);
+            scope.spawn(move || {
+                while server.attach(ctx).is_ok() && server.request_detach().is_ok() {
+                    // Whoever listens has heard it by the first time.
+                    let _ = begun.send(());
+                }
+            });
+            begins.recv().unwrap();
+            server.stop().unwrap();
+        });
+        ctx.free().map_err(|(error, _)| error).unwrap();
+    }
 }
