@@ -144,6 +144,12 @@ impl Lifecycle {
         }
     }
 
+    /// Runs `f` while nobody else changes a target. `f` must not come back here.
+    pub(crate) fn undisturbed<R>(&self, f: impl FnOnce() -> R) -> R {
+        let _inner = self.inner.lock();
+        f()
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         matches!(self.state(), State::New | State::Stopped)
     }

@@ -110,13 +110,16 @@ impl Session {
 
     /// The drain time-out: the queue lives on what is in flight, a new one takes its place.
     fn orphan(&self, queue: &Arc<Queue>) {
-        let target = queue.owner.load().target;
         queue.orphan();
         queue.retire();
-        if let Some(fresh) = self.shared.replace_queue(queue) {
-            set_queue_target(&fresh, target);
-        }
-        set_queue_target(queue, CtxId::NONE);
+        // In one step: a move that comes now is of the old queue, and goes with it, or of the new one.
+        self.shared.lifecycle.undisturbed(|| {
+            let target = queue.owner.load().target;
+            if let Some(fresh) = self.shared.replace_queue(queue) {
+                set_queue_target(&fresh, target);
+            }
+            set_queue_target(queue, CtxId::NONE);
+        });
         count(&self.shared.counters.orphaned_queues);
         self.shared.logger.error(format_args!(
             "queue {}: drain time-out; what it has in flight keeps its memory",
