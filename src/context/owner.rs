@@ -19,6 +19,8 @@
 //!
 //! Every successful exchange is AcqRel: whoever gains the queue sees all that the one who gave it up wrote.
 
+use std::fmt;
+
 use crate::sync::{AtomicU64, Ordering};
 
 /// Identifies a context inside the process; [`CtxId::NONE`] means "nobody" or "detached".
@@ -111,6 +113,14 @@ impl Ownership {
     /// Held by `context`, asked back or not.
     pub(crate) fn held_by(self, context: CtxId) -> bool {
         self.context == context && matches!(self.state, State::Owned | State::Recalled)
+    }
+}
+
+/// For people: contexts by their numbers, 0 for none.
+impl fmt::Display for Ownership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (context, target) = (self.context.get(), self.target.get());
+        write!(f, "{:?} context {context} target {target}", self.state)
     }
 }
 

@@ -365,13 +365,19 @@ impl Drop for Server {
     }
 }
 
+/// Name and state, and who has what: for a log line, or a report about a server that does not get on.
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "Server({}, {:?})",
+            "Server({}, {:?}, events {}",
             self.shared.config.name,
-            self.shared.lifecycle.state()
-        )
+            self.shared.lifecycle.state(),
+            self.shared.stream.owner.load()
+        )?;
+        for queue in self.shared.queues() {
+            write!(f, ", queue {} {}", queue.index, queue.owner.load())?;
+        }
+        f.write_str(")")
     }
 }

@@ -419,3 +419,18 @@ fn dropped_inside_a_callback() {
     drop(front_end);
     ctx.free().map_err(|(error, _)| error).unwrap();
 }
+
+/// For reports about a server that does not get on.
+#[test]
+fn the_debug_form_says_who_has_what() {
+    let server = Server::builder()
+        .name("told")
+        .queues(2)
+        .build(Probe::new(&Journal::new(), |_, _| None))
+        .unwrap();
+    let idle = "Internal context 0 target 0";
+    assert_eq!(
+        format!("{server:?}"),
+        format!("Server(told, New, events {idle}, queue 0 {idle}, queue 1 {idle})")
+    );
+}
