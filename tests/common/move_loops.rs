@@ -103,6 +103,20 @@ impl Looper {
     }
 }
 
+impl Looper {
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Ends the thread. The context goes to whoever adopts it.
+    pub fn end(self) -> (Context, Option<Arc<Watches>>) {
+        let (ctx, watches) = (self.ctx.clone(), self.watches.clone());
+        drop(self);
+        let ctx = Arc::into_inner(ctx).expect("nobody else has the context");
+        (ctx, watches)
+    }
+}
+
 impl Drop for Looper {
     fn drop(&mut self) {
         // Relaxed: the flag carries nothing with it.
@@ -179,7 +193,7 @@ impl Run {
 
 /// A loop over poll(2) that keeps books of its watches.
 pub struct Watches {
-    thread: ThreadId,
+    thread: Mutex<ThreadId>,
     inner: Mutex<Inner>,
 }
 
@@ -193,9 +207,14 @@ struct Inner {
 impl Watches {
     fn new() -> Self {
         Watches {
-            thread: thread::current().id(),
+            thread: Mutex::new(thread::current().id()),
             inner: Mutex::new(Inner::default()),
         }
+    }
+
+    /// From now on the loop runs on the calling thread.
+    pub fn adopt(&self) {
+        *self.thread.lock().unwrap() = thread::current().id();
     }
 
     /// Descriptors watched now, the context's doorbell among them.
@@ -256,7 +275,7 @@ struct PollLoop(Arc<Watches>);
 impl EventLoop for PollLoop {
     fn set_watch(&self, fd: RawFd, events: u32, watch: Watch) -> Result<()> {
         let mut inner = self.0.inner.lock().unwrap();
-        if thread::current().id() != self.0.thread {
+        if thread::current().id() != *self.0.thread.lock().unwrap() {
             inner
                 .misuse
                 .push(format!("set_watch({fd}) on another thread"));

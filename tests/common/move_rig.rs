@@ -22,13 +22,28 @@ use crate::sim::{HangGuard, RingLayout, Session, SplitDriver};
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// The builder's `wake`: it may only wake, so waiting on it tells whether it is called often enough.
-#[derive(Default)]
 pub struct Wake {
     woken: Mutex<u64>,
     changed: Condvar,
+    limit: Duration,
+}
+
+impl Default for Wake {
+    fn default() -> Self {
+        Wake::within(LIMIT)
+    }
 }
 
 impl Wake {
+    /// A wait that takes longer than `limit` fails.
+    pub fn within(limit: Duration) -> Self {
+        Wake {
+            woken: Mutex::default(),
+            changed: Condvar::new(),
+            limit,
+        }
+    }
+
     pub fn ring(&self) {
         *self.woken.lock().unwrap() += 1;
         self.changed.notify_all();
@@ -37,13 +52,14 @@ impl Wake {
     /// Looks at `done` now and after each wake-up, never in between.
     #[track_caller]
     pub fn wait(&self, what: &str, done: impl Fn() -> bool) {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + self.limit;
         let mut woken = self.woken.lock().unwrap();
         while !done() {
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(
                 !left.is_zero(),
-                "{what}: no wake-up within {LIMIT:?}; true now: {}",
+                "{what}: no wake-up within {:?}; true now: {}",
+                self.limit,
                 done()
             );
             woken = self.changed.wait_timeout(woken, left).unwrap().0;
@@ -168,11 +184,11 @@ impl Drop for Rig {
 
 /// What SET_VRING_* need to start a ring whose driver is in other hands.
 pub struct RingPlan {
-    index: u32,
-    layout: RingLayout,
-    kick: RawFd,
-    call: RawFd,
-    err: RawFd,
+    pub index: u32,
+    pub layout: RingLayout,
+    pub kick: RawFd,
+    pub call: RawFd,
+    pub err: RawFd,
 }
 
 impl RingPlan {
