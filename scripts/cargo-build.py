@@ -36,6 +36,12 @@ def native_libs(args):
     print(" ".join(dict.fromkeys(found.group(1).split())))
 
 
+def host(rustc):
+    """The target that this compiler runs on."""
+    result = subprocess.run([rustc, "-vV"], capture_output=True, text=True, check=True)
+    return re.search(r"^host: (.*)$", result.stdout, re.MULTILINE).group(1)
+
+
 def copy_if_changed(source, target):
     """An untouched target tells ninja that nothing needs linking again."""
     if target.exists() and filecmp.cmp(source, target, shallow=False):
@@ -51,11 +57,20 @@ def build(args):
     command = [args.cargo, "rustc", "--locked", "--lib", "--crate-type", "staticlib",
                "--manifest-path", str(ROOT / "Cargo.toml"),
                "--target-dir", args.target_dir, "--profile", args.profile]
-    status = subprocess.run(command).returncode
+    environment = dict(os.environ)
+    artefacts = Path(args.target_dir)
+    if args.sanitizer:
+        # The compiler's own switch for that is unstable. With a target given, build scripts go without.
+        target = host(args.rustc)
+        command += ["--target", target]
+        environment["RUSTC_BOOTSTRAP"] = "1"
+        environment["RUSTFLAGS"] = f"-Zsanitizer={args.sanitizer}"
+        artefacts /= target
+    status = subprocess.run(command, env=environment).returncode
     if status:
         sys.exit(status)
     directory = "debug" if args.profile == "dev" else args.profile
-    copy_if_changed(Path(args.target_dir) / directory / ARTEFACT, Path(args.output))
+    copy_if_changed(artefacts / directory / ARTEFACT, Path(args.output))
 
 
 def main():
@@ -70,6 +85,8 @@ def main():
 
     library = commands.add_parser("build")
     library.add_argument("--cargo", default="cargo")
+    library.add_argument("--rustc", default="rustc")
+    library.add_argument("--sanitizer", choices=["address"])
     library.add_argument("--profile", choices=["dev", "release"], required=True)
     library.add_argument("--target-dir", required=True)
     library.add_argument("--output", required=True)
