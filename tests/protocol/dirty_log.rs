@@ -282,15 +282,22 @@ fn bytes_that_a_completion_does_not_cover_can_be_marked() {
         element.mark_dirty(0, 4 * 4096).unwrap();
         s.fe().set_log_base(&log).unwrap();
         set_logging(&s, true);
-        log.take_bits();
+        // But for the used ring: the device may still be turning its notifications on.
+        let ring = used_gpa(&s, 0) / PAGE;
+        let marked = || {
+            let mut pages = log.take_bits();
+            pages.retain(|page| *page != ring);
+            pages
+        };
+        marked();
         let gpa = request.segs()[1].gpa;
         element.mark_dirty(2 * 4096 + 10, 1).unwrap();
-        assert_eq!(log.take_bits(), pages([(gpa + 2 * 4096 + 10, 1)]));
+        assert_eq!(marked(), pages([(gpa + 2 * 4096 + 10, 1)]));
         for (offset, len) in [(4 * 4096, 1), (1, 4 * 4096), (usize::MAX, 2)] {
             let error = element.mark_dirty(offset, len).unwrap_err();
             assert_eq!(error.errno(), libc::ERANGE);
         }
-        unmarked(&log, "refused");
+        assert!(marked().is_empty(), "refused");
         element.complete(0).unwrap();
         rig.device.hold(false);
     });
