@@ -107,6 +107,8 @@ mod log;
 #[allow(unsafe_code)]
 mod memory;
 #[cfg(not(loom))]
+mod message;
+#[cfg(not(loom))]
 mod misses;
 #[cfg(not(loom))]
 mod outbox;
@@ -145,6 +147,7 @@ pub use crate::{
     error::{Error, Result},
     listener::Address,
     log::{Level, LogFn},
+    message::{RawMessage, Verdict},
     protocol::messages::{CryptoParams, CryptoSession},
     server::{Server, ServerBuilder, ShmemMapping},
     stats::{MESSAGE_TYPES, ServerStats},
