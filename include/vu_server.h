@@ -164,6 +164,17 @@
  * vu_server_config.wake.
  *
  *
+ * Requests
+ * --------
+ * What the front-end asks the library answers from data, but for what only the
+ * device can compute: there it calls those functions of vu_device_ops that
+ * return an answer, in the home context, and the front-end waits. A device may
+ * also see messages before the library (vu_server_config.message_requests).
+ * Requests to the front-end, vu_server_object_add() and its kin, are for any
+ * thread and never wait; a vu_reply_fn hears what becomes of each, once, in the
+ * home context.
+ *
+ *
  * Errors
  * ------
  * Functions return >= 0 or -errno; the global errno is not used. Set-up calls
