@@ -4,8 +4,19 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 /// In the order in which their functions stand in the header.
-const SOURCES: [&str; 10] = [
-    "ctx", "crypto", "device", "config", "server", "stats", "vq", "elem", "error", "version",
+const SOURCES: [&str; 12] = [
+    "ctx",
+    "crypto",
+    "message",
+    "device",
+    "config",
+    "server",
+    "front_end",
+    "stats",
+    "vq",
+    "elem",
+    "error",
+    "version",
 ];
 const HEADER: &str = "include/vu_server.h";
 

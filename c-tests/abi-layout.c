@@ -32,7 +32,12 @@ AT(vu_server_config, log, 96);
 AT(vu_server_config, log_opaque, 104);
 AT(vu_server_config, wake, 112);
 AT(vu_server_config, wake_opaque, 120);
-SIZE(vu_server_config, 128);
+AT(vu_server_config, reply_timeout_ms, 128);
+AT(vu_server_config, num_shmem_regions, 132);
+AT(vu_server_config, shmem_sizes, 136);
+AT(vu_server_config, message_requests, 144);
+AT(vu_server_config, num_message_requests, 152);
+SIZE(vu_server_config, 160);
 
 AT(vu_crypto_session, op_code, 0);
 AT(vu_crypto_session, algo, 8);
@@ -74,7 +79,28 @@ AT(vu_device_ops, create_crypto_session, 136);
 AT(vu_device_ops, close_crypto_session, 144);
 AT(vu_device_ops, gpu_set_socket, 152);
 AT(vu_device_ops, status_set, 160);
-SIZE(vu_device_ops, 168);
+AT(vu_device_ops, message, 168);
+SIZE(vu_device_ops, 176);
+
+AT(vu_message, request, 0);
+AT(vu_message, need_reply, 4);
+AT(vu_message, body, 8);
+AT(vu_message, body_size, 16);
+AT(vu_message, num_fds, 20);
+AT(vu_message, fds, 24);
+AT(vu_message, reply, 32);
+AT(vu_message, reply_size, 40);
+AT(vu_message, num_reply_fds, 44);
+AT(vu_message, reply_fds, 48);
+SIZE(vu_message, 56);
+
+AT(vu_shmem_mapping, struct_size, 0);
+AT(vu_shmem_mapping, region, 8);
+AT(vu_shmem_mapping, flags, 12);
+AT(vu_shmem_mapping, offset, 16);
+AT(vu_shmem_mapping, len, 24);
+AT(vu_shmem_mapping, fd_offset, 32);
+SIZE(vu_shmem_mapping, 40);
 
 AT(vu_server_stats, struct_size, 0);
 AT(vu_server_stats, connections, 8);
@@ -123,7 +149,11 @@ _Static_assert(VU_LOG_ERROR == 3 && VU_LOG_WARNING == 4 && VU_LOG_INFO == 6 &&
 _Static_assert(VU_BROKEN_RING_STOP == 0 && VU_BROKEN_RING_DISCONNECT == 1, "broken rings");
 _Static_assert(VU_SERVER_RUN_DISABLED_QUEUES == 1u << 0 &&
                VU_SERVER_REQUIRE_SEALED_MEMORY == 1u << 1 &&
-               VU_SERVER_NO_INFLIGHT_AREA == 1u << 2 && VU_SERVER_SUSPENDS == 1u << 3, "flags");
+               VU_SERVER_NO_INFLIGHT_AREA == 1u << 2 && VU_SERVER_SUSPENDS == 1u << 3 &&
+               VU_SERVER_INBAND_NOTIFICATIONS == 1u << 4, "flags");
+_Static_assert(VU_MESSAGE_NOT_MINE == 0 && VU_MESSAGE_HANDLED == 1 && VU_MESSAGE_REPLY == 2,
+               "messages");
+_Static_assert(VU_SHMEM_WRITABLE == 1, "mappings");
 
 int main(void)
 {

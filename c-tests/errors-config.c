@@ -26,6 +26,7 @@ static void refused(const vu_server_config *config, const char *field)
 
 int main(void)
 {
+    static const uint64_t sizes[257] = {100};
     static const char bytes[257];
     vu_server_config config = test_config();
     vu_server *server;
@@ -45,6 +46,14 @@ int main(void)
     REFUSED(stage_max, 257, "stage_max 257");
     REFUSED(on_broken_ring, 2, "on_broken_ring 2");
     REFUSED(log_level, 8, "log_level 8");
+    REFUSED(num_shmem_regions, 1, "shmem_sizes");
+    REFUSED(num_message_requests, 1, "message_requests");
+    config.shmem_sizes = sizes;
+    config.num_shmem_regions = 1;
+    refused(&config, "shmem_regions: size 0x64");
+    config.num_shmem_regions = 257;
+    refused(&config, "shmem_sizes");
+    config = test_config();
     config.config_space = bytes;
     config.config_size = sizeof(bytes);
     refused(&config, "config_size 257");
@@ -52,7 +61,8 @@ int main(void)
     /* The largest of everything is fine. */
     config = test_config();
     config.flags = VU_SERVER_RUN_DISABLED_QUEUES | VU_SERVER_REQUIRE_SEALED_MEMORY |
-                   VU_SERVER_NO_INFLIGHT_AREA | VU_SERVER_SUSPENDS;
+                   VU_SERVER_NO_INFLIGHT_AREA | VU_SERVER_SUSPENDS |
+                   VU_SERVER_INBAND_NOTIFICATIONS;
     config.features = ~(((1ull << 50) - 1) & ~((1ull << 24) - 1));
     config.features_masked = ~0ull;
     config.num_queues = 1024;
@@ -64,6 +74,9 @@ int main(void)
     config.drain_timeout_ms = UINT32_MAX;
     config.on_broken_ring = VU_BROKEN_RING_DISCONNECT;
     config.log_level = VU_LOG_DEBUG;
+    config.reply_timeout_ms = UINT32_MAX;
+    config.shmem_sizes = &sizes[1];
+    config.num_shmem_regions = 256;
     ok(vu_server_new(&config, &null_ops, NULL, &server, NULL));
     check(vu_server_vq(server, 1023) != NULL);
     check(vu_server_vq(server, 1024) == NULL);

@@ -168,6 +168,40 @@ int fe_recv(struct fe *fe, struct fe_msg *msg)
     return recv_exact(fe->sock, msg->body, msg->size);
 }
 
+int fe_recv_fd(struct fe *fe, struct fe_msg *msg, int *fd)
+{
+    struct iovec iov = {msg, HEADER_LEN};
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = {{0}};
+    struct msghdr header = {
+        .msg_iov = &iov,
+        .msg_iovlen = 1,
+        .msg_control = control.bytes,
+        .msg_controllen = sizeof(control.bytes),
+    };
+    struct cmsghdr *cmsg;
+    ssize_t got;
+    int rc = fe_wait_fd(fe->sock, POLLIN);
+
+    *fd = -1;
+    if (rc < 0)
+        return rc;
+    got = recvmsg(fe->sock, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (got <= 0)
+        return got < 0 ? -errno : -ECONNRESET;
+    cmsg = CMSG_FIRSTHDR(&header);
+    if (cmsg && cmsg->cmsg_type == SCM_RIGHTS)
+        memcpy(fd, CMSG_DATA(cmsg), sizeof(*fd));
+    rc = recv_exact(fe->sock, (uint8_t *)msg + got, HEADER_LEN - (size_t)got);
+    if (rc < 0)
+        return rc;
+    if (msg->size > FE_MAX_BODY)
+        return -EPROTO;
+    return recv_exact(fe->sock, msg->body, msg->size);
+}
+
 int fe_wait_closed(struct fe *fe)
 {
     uint8_t byte;

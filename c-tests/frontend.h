@@ -39,15 +39,32 @@ enum {
     FE_SET_PROTOCOL_FEATURES = 16,
     FE_GET_QUEUE_NUM = 17,
     FE_SET_VRING_ENABLE = 18,
+    FE_SEND_RARP = 19,
+    FE_NET_SET_MTU = 20,
     FE_SET_BACKEND_REQ_FD = 21,
     FE_GET_CONFIG = 24,
     FE_SET_CONFIG = 25,
+    FE_CREATE_CRYPTO_SESSION = 26,
+    FE_CLOSE_CRYPTO_SESSION = 27,
+    FE_GPU_SET_SOCKET = 33,
     FE_RESET_DEVICE = 34,
     FE_GET_MAX_MEM_SLOTS = 36,
     FE_ADD_MEM_REG = 37,
     FE_REM_MEM_REG = 38,
     FE_SET_STATUS = 39,
     FE_GET_STATUS = 40,
+    FE_GET_SHARED_OBJECT = 41,
+    FE_GET_SHMEM_CONFIG = 44,
+};
+
+/* Requests of the back-end. */
+enum {
+    FE_BE_VRING_HOST_NOTIFIER_MSG = 3,
+    FE_BE_SHARED_OBJECT_ADD = 6,
+    FE_BE_SHARED_OBJECT_REMOVE = 7,
+    FE_BE_SHARED_OBJECT_LOOKUP = 8,
+    FE_BE_SHMEM_MAP = 9,
+    FE_BE_SHMEM_UNMAP = 10,
 };
 
 /* Header flags. */
@@ -151,6 +168,8 @@ int fe_send(struct fe *fe, uint32_t request, uint32_t flags, const void *body,
             uint32_t size, const int *fds, unsigned nfds);
 /* The next message; a file descriptor that comes with it is closed. */
 int fe_recv(struct fe *fe, struct fe_msg *msg);
+/* The same, keeping one descriptor; -1 if none came. */
+int fe_recv_fd(struct fe *fe, struct fe_msg *msg, int *fd);
 /* A request with a reply of its own that is one u64. */
 int fe_get(struct fe *fe, uint32_t request, uint64_t *value);
 /* A request without a reply: acknowledged if REPLY_ACK was negotiated. */

@@ -8,6 +8,8 @@ static void servers(void)
     const vu_server_config config = test_config();
     vu_server_stats stats = VU_SERVER_STATS_INIT;
     vu_server *server = (vu_server *)&server;
+    vu_shmem_mapping mapping = VU_SHMEM_MAPPING_INIT;
+    const uint8_t uuid[16] = {0};
     char byte = 0;
 
     err(vu_server_new(NULL, &null_ops, NULL, &server, NULL), -EINVAL);
@@ -28,6 +30,12 @@ static void servers(void)
     err(vu_server_inflight_dec(NULL), -EINVAL);
     err(vu_server_set_config(NULL, 0, &byte, 1), -EINVAL);
     err(vu_server_get_config(NULL, 0, &byte, 1), -EINVAL);
+    err(vu_server_object_add(NULL, uuid, NULL, NULL), -EINVAL);
+    err(vu_server_object_remove(NULL, uuid, NULL, NULL), -EINVAL);
+    err(vu_server_object_lookup(NULL, uuid, NULL, NULL), -EINVAL);
+    err(vu_server_shmem_map(NULL, &mapping, 0, NULL, NULL), -EINVAL);
+    err(vu_server_shmem_unmap(NULL, &mapping, NULL, NULL), -EINVAL);
+    err(vu_server_host_notifier(NULL, 0, -1, 0, 0, NULL, NULL), -EINVAL);
     err(vu_server_get_stats(NULL, &stats), -EINVAL);
     check(vu_server_features(NULL) == 0);
     check(vu_server_vq(NULL, 0) == NULL);
@@ -37,6 +45,12 @@ static void servers(void)
     err(vu_server_attach_ctx(server, NULL), -EINVAL);
     err(vu_server_set_config(server, 0, NULL, 1), -EINVAL);
     err(vu_server_get_config(server, 0, NULL, 1), -EINVAL);
+    err(vu_server_object_add(server, NULL, NULL, NULL), -EINVAL);
+    err(vu_server_object_remove(server, NULL, NULL, NULL), -EINVAL);
+    err(vu_server_object_lookup(server, NULL, NULL, NULL), -EINVAL);
+    err(vu_server_object_lookup(server, uuid, NULL, NULL), -EINVAL);
+    err(vu_server_shmem_map(server, NULL, 0, NULL, NULL), -EINVAL);
+    err(vu_server_shmem_unmap(server, NULL, NULL, NULL), -EINVAL);
     err(vu_server_get_stats(server, NULL), -EINVAL);
     ok(vu_server_free(server));
 }

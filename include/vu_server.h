@@ -108,6 +108,12 @@
  *   vu_server_get_config       yes      yes      yes       yes
  *   vu_server_features         yes      yes      yes       yes
  *   vu_server_vq               yes      yes      yes       yes
+ *   vu_server_object_add       yes      yes      yes       yes
+ *   vu_server_object_remove    yes      yes      yes       yes
+ *   vu_server_object_lookup    yes      yes      yes       yes
+ *   vu_server_shmem_map        yes      yes      yes       yes
+ *   vu_server_shmem_unmap      yes      yes      yes       yes
+ *   vu_server_host_notifier    yes      yes      yes       yes
  *   vu_server_get_stats        yes      yes      yes       yes
  *   vu_vq_get_stats            yes      yes      yes       yes
  *   vu_vq_pop                  yes      -EXDEV   yes       -EXDEV
@@ -156,6 +162,17 @@
  * section begins with vu_server_request_detach(), then waits until
  * vu_server_is_quiesced() and not vu_server_has_inflight(), woken up by
  * vu_server_config.wake.
+ *
+ *
+ * Requests
+ * --------
+ * What the front-end asks the library answers from data, but for what only the
+ * device can compute: there it calls those functions of vu_device_ops that
+ * return an answer, in the home context, and the front-end waits. A device may
+ * also see messages before the library (vu_server_config.message_requests).
+ * Requests to the front-end, vu_server_object_add() and its kin, are for any
+ * thread and never wait; a vu_reply_fn hears what becomes of each, once, in the
+ * home context.
  *
  *
  * Errors
@@ -251,6 +268,7 @@
 #define VU_INIT_(type) { .struct_size = sizeof(type) }
 #endif
 #define VU_SERVER_CONFIG_INIT VU_INIT_(vu_server_config)
+#define VU_SHMEM_MAPPING_INIT VU_INIT_(vu_shmem_mapping)
 #define VU_SERVER_STATS_INIT VU_INIT_(vu_server_stats)
 #define VU_VQ_STATS_INIT VU_INIT_(vu_vq_stats)
 
@@ -263,6 +281,23 @@
 #endif
 #endif
 
+
+/**
+ * Answer of vu_device_ops.message: the library goes on with the message as if
+ * the device had not been asked.
+ */
+#define VU_MESSAGE_NOT_MINE 0
+
+/**
+ * Answer of vu_device_ops.message: done. The library acknowledges the message,
+ * if the front-end wants that.
+ */
+#define VU_MESSAGE_HANDLED 1
+
+/**
+ * Answer of vu_device_ops.message: done, and the one reply is in the message.
+ */
+#define VU_MESSAGE_REPLY 2
 
 /**
  * Answer of vu_device_ops.kick: call again after the loop has served others.
@@ -375,6 +410,19 @@
  * (VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT is offered).
  */
 #define VU_SERVER_SUSPENDS 8
+
+/**
+ * vu_server_config.flags: offer in-band notifications, that is, messages in the
+ * place of kick, call and err descriptors that the front-end does not give, as
+ * simulations want it. Some front-ends (QEMU for one) accept every feature that
+ * is offered and then do not know these messages.
+ */
+#define VU_SERVER_INBAND_NOTIFICATIONS 16
+
+/**
+ * vu_shmem_mapping.flags: the driver may write there, too.
+ */
+#define VU_SHMEM_WRITABLE 1
 
 /**
  * A context: one event loop of the application. See "Threads" at the top of
@@ -549,6 +597,30 @@ typedef struct vu_server_config {
      * Passed to `wake`.
      */
     void *wake_opaque;
+    /**
+     * How long a request to the front-end (vu_server_object_add() and its kin)
+     * waits for its answer, in milliseconds; 0: 5000, UINT32_MAX: for ever.
+     */
+    uint32_t reply_timeout_ms;
+    /**
+     * Shared memory regions of the device (virtio 1.3, 2.10): 0 to 256. Without
+     * any the protocol feature SHMEM is not offered.
+     */
+    uint32_t num_shmem_regions;
+    /**
+     * Their sizes by their shared memory ID, copied: each a multiple of 4096, 0
+     * for one that there is not. vu_server_shmem_map() fills them.
+     */
+    const uint64_t *shmem_sizes;
+    /**
+     * Requests of the front-end, by number, that vu_device_ops.message sees
+     * before the library, copied.
+     */
+    const uint32_t *message_requests;
+    /**
+     * How many: 0 to 256.
+     */
+    uint32_t num_message_requests;
 } vu_server_config;
 
 /**
@@ -627,6 +699,55 @@ typedef struct vu_crypto_session {
      */
     size_t body_size;
 } vu_crypto_session;
+
+/**
+ * A message of the front-end as it came: the library has looked at its header
+ * only. The library makes it, and later versions may append fields.
+ */
+typedef struct vu_message {
+    /**
+     * The request's number, any from 0 on.
+     */
+    uint32_t request;
+    /**
+     * 1: the front-end wants an acknowledgement, and REPLY_ACK is negotiated.
+     */
+    uint32_t need_reply;
+    /**
+     * The body.
+     */
+    const void *body;
+    /**
+     * Its bytes, up to 4096.
+     */
+    uint32_t body_size;
+    /**
+     * Descriptors that came with it, up to 32.
+     */
+    uint32_t num_fds;
+    /**
+     * The descriptors. One that the device takes it replaces with -1, and
+     * closes itself; the others are the library's.
+     */
+    int *fds;
+    /**
+     * For VU_MESSAGE_REPLY: room for a body of 4096 bytes.
+     */
+    void *reply;
+    /**
+     * The bytes in there; 0 when the function is called.
+     */
+    uint32_t reply_size;
+    /**
+     * The descriptors in reply_fds; 0 when the function is called.
+     */
+    uint32_t num_reply_fds;
+    /**
+     * Room for 32 descriptors, which the library takes with VU_MESSAGE_REPLY,
+     * and closes when they are sent.
+     */
+    int *reply_fds;
+} vu_message;
 
 /**
  * A virtio device.
@@ -773,7 +894,65 @@ typedef struct vu_device_ops {
      * the last one. Zero comes after `reset`, which acts on it.
      */
     void (*status_set)(void *dev, uint8_t status);
+    /**
+     * A message that the device wants to see before the library, one of
+     * vu_server_config.message_requests. The library has checked nothing but
+     * its header: not whether its feature is negotiated, nor its size.
+     * `message` is valid during the call. Returns one of VU_MESSAGE_*, or
+     * -errno, which refuses the message as the library would. The front-end
+     * gets exactly one reply where one is due, whatever the answer; a request
+     * that the specification gives a reply of its own must get one from a
+     * device that takes it. What the library is not shown it does not know: a
+     * device that takes a message away from it, about memory or rings for one,
+     * answers for what follows.
+     */
+    int (*message)(void *dev, struct vu_message *message);
 } vu_device_ops;
+
+/**
+ * Hears what has become of a request to the front-end; see
+ * vu_server_object_add(). Called exactly once, in the home context, in order
+ * with the device's other callbacks, or at the latest inside vu_server_free().
+ *
+ * @param error 0; -EREMOTEIO: the front-end refuses; -ETIMEDOUT: it has not
+ *        answered within vu_server_config.reply_timeout_ms; -ECANCELED:
+ *        disconnect, stop, or the front-end has closed or broken its channel
+ * @param fd what was asked for, from here on the program's to close; -1 after
+ *        an error, and where no descriptor is asked for
+ */
+typedef void (*vu_reply_fn)(void *opaque, int error, int fd);
+
+/**
+ * A part of a shared memory region of the device's, and the part of a file that
+ * is to be seen there; see vu_server_shmem_map().
+ */
+typedef struct vu_shmem_mapping {
+    /**
+     * sizeof(vu_shmem_mapping), see VU_SHMEM_MAPPING_INIT.
+     */
+    size_t struct_size;
+    /**
+     * The region's shared memory ID: its place in
+     * vu_server_config.shmem_sizes.
+     */
+    uint32_t region;
+    /**
+     * VU_SHMEM_*; an unknown one is -EINVAL.
+     */
+    uint32_t flags;
+    /**
+     * Where in the region, in bytes.
+     */
+    uint64_t offset;
+    /**
+     * How many bytes.
+     */
+    uint64_t len;
+    /**
+     * Where in the file, in bytes.
+     */
+    uint64_t fd_offset;
+} vu_shmem_mapping;
 
 /**
  * What a server has done since it was made. Counters only grow, but for
@@ -1288,6 +1467,102 @@ uint64_t vu_server_features(const struct vu_server *server);
  * @return NULL if there is no such queue, and for NULL
  */
 struct vu_vq *vu_server_vq(const struct vu_server *server, uint32_t index);
+
+/**
+ * Makes an object of this device's known to the other devices of the virtual
+ * machine (SHARED_OBJECT_ADD). Who looks it up is referred to
+ * vu_device_ops.shared_object.
+ *
+ * As for every request to the front-end: any thread, any callback; it does not
+ * wait. If it returns 0, `done` is called once, with the front-end's answer if
+ * REPLY_ACK is negotiated, else as soon as the request is on its way.
+ *
+ * @param uuid 16 bytes in network byte order
+ * @param done NULL: nobody hears of it
+ * @return 0; -ENOTCONN without a front-end that listens, -EOPNOTSUPP without
+ *         the protocol feature, -EAGAIN when too many requests wait (64 for
+ *         their answers, 256 to be sent), -EINVAL for NULL, -ENOTRECOVERABLE
+ */
+int vu_server_object_add(struct vu_server *server,
+                         const uint8_t *uuid,
+                         vu_reply_fn done,
+                         void *opaque);
+
+/**
+ * Withdraws what vu_server_object_add() made known (SHARED_OBJECT_REMOVE).
+ *
+ * @param uuid 16 bytes in network byte order
+ * @param done NULL: nobody hears of it
+ * @return as vu_server_object_add()
+ */
+int vu_server_object_remove(struct vu_server *server,
+                            const uint8_t *uuid,
+                            vu_reply_fn done,
+                            void *opaque);
+
+/**
+ * Asks for the dma-buf of an object of any device (SHARED_OBJECT_LOOKUP), which
+ * `done` gets. It is answered with or without REPLY_ACK; -EREMOTEIO if there is
+ * no such object.
+ *
+ * @param uuid 16 bytes in network byte order
+ * @param done required
+ * @return as vu_server_object_add()
+ */
+int vu_server_object_lookup(struct vu_server *server,
+                            const uint8_t *uuid,
+                            vu_reply_fn done,
+                            void *opaque);
+
+/**
+ * Shows a part of a file in a shared memory region of the device's (SHMEM_MAP;
+ * virtio 1.3, 2.10). The area must be free, and page-aligned as the front-end
+ * sees it.
+ *
+ * @param fd borrowed; the caller may close it after the return
+ * @param done NULL: nobody hears of it
+ * @return as vu_server_object_add(); -EINVAL for an area outside of its region,
+ *         -EBADF, -EMFILE
+ */
+int vu_server_shmem_map(struct vu_server *server,
+                        const struct vu_shmem_mapping *mapping,
+                        int fd,
+                        vu_reply_fn done,
+                        void *opaque);
+
+/**
+ * Ends what vu_server_shmem_map() began (SHMEM_UNMAP).
+ *
+ * @param mapping region, offset and len are those of a whole mapping
+ * @param done NULL: nobody hears of it
+ * @return as vu_server_object_add(); -EINVAL for an area outside of its region
+ */
+int vu_server_shmem_unmap(struct vu_server *server,
+                          const struct vu_shmem_mapping *mapping,
+                          vu_reply_fn done,
+                          void *opaque);
+
+/**
+ * Lets the driver ring a queue's doorbell in a file that the front-end maps for
+ * it, a page of hardware for one, in place of the kick descriptor
+ * (VRING_HOST_NOTIFIER_MSG).
+ *
+ * @param index the queue, up to 255
+ * @param fd borrowed; the caller may close it after the return. -1: the
+ *        doorbell is withdrawn
+ * @param offset where in the file, in bytes
+ * @param size how many bytes, the host's page size for QEMU
+ * @param done NULL: nobody hears of it
+ * @return as vu_server_object_add(); -EINVAL if there is no such queue, -EBADF,
+ *         -EMFILE
+ */
+int vu_server_host_notifier(struct vu_server *server,
+                            uint32_t index,
+                            int fd,
+                            uint64_t offset,
+                            uint64_t size,
+                            vu_reply_fn done,
+                            void *opaque);
 
 /**
  * Statistics of a server. Any thread.

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::error::{Error, Result};
+use crate::message::{RawMessage, Verdict};
 use crate::protocol::messages::CryptoSession;
 use crate::virtqueue::Virtqueue;
 
@@ -203,6 +204,21 @@ pub trait Device: Send + Sync + 'static {
     /// The device's own.
     fn gpu_set_socket(&self, _socket: OwnedFd) -> Result<()> {
         not_supported("gpu_set_socket")
+    }
+
+    /// A message that the device wants to see before the library
+    /// ([`ServerBuilder::intercept`](crate::ServerBuilder::intercept)). The library has checked nothing but
+    /// its header: not whether its feature is negotiated, nor its size. The front-end gets exactly one reply
+    /// where one is due, whatever the answer. A request that the specification gives a reply of its own must
+    /// get one from a device that takes it.
+    ///
+    /// What the library is not shown it does not know: a device that takes a message away from it, about memory
+    /// or rings for one, answers for what follows.
+    ///
+    /// # Errors
+    /// The device's own, which refuse the message as the library would.
+    fn message(&self, _message: &mut RawMessage) -> Result<Verdict> {
+        Ok(Verdict::NotMine)
     }
 
     /// The stop that [`Server::request_stop`](crate::Server::request_stop) began is complete; not called if

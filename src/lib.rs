@@ -60,6 +60,10 @@
 //!   until it is completed, on whatever thread, wherever its queue has gone, also after a disconnect. Stop,
 //!   disconnect and the front-end's own stop of a ring wait for what is in flight, within
 //!   [`ServerBuilder::drain_timeout`].
+//! * The library answers the front-end from data. What only the device can compute is asked of it in its home
+//!   context, in order with the events ([`Device::capabilities`] says what it answers), while the front-end
+//!   waits. Requests to the front-end ([`Server::object_add`] and its kin) are for any thread and never wait;
+//!   what becomes of them is heard in the home context, too.
 //! * A bad message is refused, a broken ring stops that ring, a broken peer ends the connection; none of it
 //!   ends the server or the process.
 //!
@@ -107,6 +111,8 @@ mod log;
 #[allow(unsafe_code)]
 mod memory;
 #[cfg(not(loom))]
+mod message;
+#[cfg(not(loom))]
 mod misses;
 #[cfg(not(loom))]
 mod outbox;
@@ -145,6 +151,7 @@ pub use crate::{
     error::{Error, Result},
     listener::Address,
     log::{Level, LogFn},
+    message::{RawMessage, Verdict},
     protocol::messages::{CryptoParams, CryptoSession},
     server::{Server, ServerBuilder, ShmemMapping},
     stats::{MESSAGE_TYPES, ServerStats},

@@ -24,7 +24,7 @@ pub(crate) struct Completion {
     done: Box<Done>,
     /// `None`: there is no limit.
     pub(crate) deadline: Option<Instant>,
-    _permit: Permit,
+    permit: Permit,
 }
 
 impl Completion {
@@ -49,7 +49,10 @@ pub(crate) struct Finished {
 impl Finished {
     /// The owner of the home context, inside a callback.
     pub(crate) fn tell(self) {
-        (self.completion.done)(self.result);
+        let Completion { done, permit, .. } = self.completion;
+        // Before: who asks again in there finds room.
+        drop(permit);
+        done(self.result);
     }
 }
 
@@ -188,7 +191,7 @@ impl Outbox {
             completion: Some(Completion {
                 done,
                 deadline: timeout.map(|timeout| Instant::now() + timeout),
-                _permit: permit,
+                permit,
             }),
         });
         Ok(())

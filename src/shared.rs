@@ -43,6 +43,8 @@ pub(crate) struct Config {
     /// The device can let go of what is in flight when a ring stops.
     pub(crate) suspends: bool,
     pub(crate) in_band_notifications: bool,
+    /// Requests that the device sees first.
+    pub(crate) intercepted: Vec<u32>,
     /// How long a request to the front-end may take; `None`: no limit.
     pub(crate) reply_timeout: Option<Duration>,
     /// Sizes of the device's shared memory regions, by their ID.

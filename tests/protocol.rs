@@ -39,6 +39,8 @@ mod framing;
 mod in_band;
 #[path = "protocol/inflight.rs"]
 mod inflight;
+#[path = "protocol/intercept.rs"]
+mod intercept;
 #[path = "protocol/iotlb.rs"]
 mod iotlb;
 #[path = "protocol/loops.rs"]

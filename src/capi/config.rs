@@ -46,6 +46,11 @@ pub const VU_SERVER_NO_INFLIGHT_AREA: u64 = 4;
 /// flight when a front-end that can take it over stops a ring
 /// (VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT is offered).
 pub const VU_SERVER_SUSPENDS: u64 = 8;
+/// vu_server_config.flags: offer in-band notifications, that is, messages in the
+/// place of kick, call and err descriptors that the front-end does not give, as
+/// simulations want it. Some front-ends (QEMU for one) accept every feature that
+/// is offered and then do not know these messages.
+pub const VU_SERVER_INBAND_NOTIFICATIONS: u64 = 16;
 
 const _: () = {
     assert!(Level::Error as c_int == VU_LOG_ERROR);
@@ -58,7 +63,8 @@ const _: () = {
 const FLAGS: u64 = VU_SERVER_RUN_DISABLED_QUEUES
     | VU_SERVER_REQUIRE_SEALED_MEMORY
     | VU_SERVER_NO_INFLIGHT_AREA
-    | VU_SERVER_SUSPENDS;
+    | VU_SERVER_SUSPENDS
+    | VU_SERVER_INBAND_NOTIFICATIONS;
 
 /// What a server is made from. All zero but struct_size and num_queues is a
 /// fine configuration.
@@ -116,9 +122,23 @@ pub struct vu_server_config {
     pub wake: Option<unsafe extern "C" fn(wake_opaque: *mut c_void)>,
     /// Passed to `wake`.
     pub wake_opaque: *mut c_void,
+    /// How long a request to the front-end (vu_server_object_add() and its kin)
+    /// waits for its answer, in milliseconds; 0: 5000, UINT32_MAX: for ever.
+    pub reply_timeout_ms: u32,
+    /// Shared memory regions of the device (virtio 1.3, 2.10): 0 to 256. Without
+    /// any the protocol feature SHMEM is not offered.
+    pub num_shmem_regions: u32,
+    /// Their sizes by their shared memory ID, copied: each a multiple of 4096, 0
+    /// for one that there is not. vu_server_shmem_map() fills them.
+    pub shmem_sizes: *const u64,
+    /// Requests of the front-end, by number, that vu_device_ops.message sees
+    /// before the library, copied.
+    pub message_requests: *const u32,
+    /// How many: 0 to 256.
+    pub num_message_requests: u32,
 }
 
-layout!(vu_server_config, 128, {
+layout!(vu_server_config, 160, {
     struct_size: 0,
     name: 8,
     flags: 16,
@@ -138,6 +158,11 @@ layout!(vu_server_config, 128, {
     log_opaque: 104,
     wake: 112,
     wake_opaque: 120,
+    reply_timeout_ms: 128,
+    num_shmem_regions: 132,
+    shmem_sizes: 136,
+    message_requests: 144,
+    num_message_requests: 152,
 });
 
 // SAFETY: repr(C), begins with its size, NULL is allowed for pointers and functions.
@@ -167,9 +192,15 @@ impl vu_server_config {
     pub(super) unsafe fn builder(&self, silent: &Arc<AtomicBool>) -> Result<ServerBuilder> {
         self.check()?;
         // SAFETY: the caller's promise.
-        let (name, space, writable) = unsafe {
+        let (name, shmem, requests, space, writable) = unsafe {
             (
                 self.name()?,
+                list("shmem_sizes", self.shmem_sizes, self.num_shmem_regions)?,
+                list(
+                    "message_requests",
+                    self.message_requests,
+                    self.num_message_requests,
+                )?,
                 bytes("config_space", self.config_space, self.config_size)?,
                 match self.config_writable.is_null() {
                     true => Vec::new(),
@@ -189,6 +220,9 @@ impl vu_server_config {
             .require_sealed_memory(self.flags & VU_SERVER_REQUIRE_SEALED_MEMORY != 0)
             .inflight_area(self.flags & VU_SERVER_NO_INFLIGHT_AREA == 0)
             .suspends(self.flags & VU_SERVER_SUSPENDS != 0)
+            .in_band_notifications(self.flags & VU_SERVER_INBAND_NOTIFICATIONS != 0)
+            .shmem_regions(shmem)
+            .intercept(requests)
             .disconnect_on_broken_ring(self.on_broken_ring == VU_BROKEN_RING_DISCONNECT);
         if let Some(name) = name {
             builder = builder.name(name);
@@ -197,6 +231,11 @@ impl vu_server_config {
             0 => {}
             u32::MAX => builder = builder.drain_timeout(None),
             ms => builder = builder.drain_timeout(Some(Duration::from_millis(ms.into()))),
+        }
+        match self.reply_timeout_ms {
+            0 => {}
+            u32::MAX => builder = builder.reply_timeout(None),
+            ms => builder = builder.reply_timeout(Some(Duration::from_millis(ms.into()))),
         }
         Ok(self.with_functions(builder, silent))
     }
@@ -268,6 +307,24 @@ fn level(level: u32) -> Option<Level> {
         6 => Some(Level::Info),
         _ => Some(Level::Debug),
     }
+}
+
+/// The most entries of a list.
+const MAX_LIST: u32 = 256;
+
+/// # Safety
+/// `from` is NULL or `count` entries long.
+unsafe fn list<T: Copy>(name: &str, from: *const T, count: u32) -> Result<Vec<T>> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    if from.is_null() || count > MAX_LIST {
+        return Err(Error::invalid(format!(
+            "{name}: {count} entries at {from:p}, at most {MAX_LIST}"
+        )));
+    }
+    // SAFETY: the caller's promise.
+    Ok(unsafe { std::slice::from_raw_parts(from, count as usize) }.to_vec())
 }
 
 /// # Safety

@@ -5,12 +5,14 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use crate::device::{Capabilities, Device, Kick, StopReason};
 use crate::error::{Error, Result};
+use crate::message::{RawMessage, Verdict};
 use crate::protocol::messages::CryptoSession;
 use crate::sync::Arc;
 use crate::virtqueue::Virtqueue;
 
 use super::crypto::vu_crypto_session;
 use super::error::c_string;
+use super::message::{Room, vu_message};
 use super::structs::{Extensible, layout};
 use super::vq::vu_vq;
 
@@ -156,9 +158,20 @@ pub struct vu_device_ops {
     /// (SET_STATUS; virtio 1.3, 2.1). Of several that were not delivered yet,
     /// the last one. Zero comes after `reset`, which acts on it.
     pub status_set: Option<unsafe extern "C" fn(dev: *mut c_void, status: u8)>,
+    /// A message that the device wants to see before the library, one of
+    /// vu_server_config.message_requests. The library has checked nothing but
+    /// its header: not whether its feature is negotiated, nor its size.
+    /// `message` is valid during the call. Returns one of VU_MESSAGE_*, or
+    /// -errno, which refuses the message as the library would. The front-end
+    /// gets exactly one reply where one is due, whatever the answer; a request
+    /// that the specification gives a reply of its own must get one from a
+    /// device that takes it. What the library is not shown it does not know: a
+    /// device that takes a message away from it, about memory or rings for one,
+    /// answers for what follows.
+    pub message: Option<unsafe extern "C" fn(dev: *mut c_void, message: *mut vu_message) -> c_int>,
 }
 
-layout!(vu_device_ops, 168, {
+layout!(vu_device_ops, 176, {
     struct_size: 0,
     kick: 8,
     queue_started: 16,
@@ -180,6 +193,7 @@ layout!(vu_device_ops, 168, {
     close_crypto_session: 144,
     gpu_set_socket: 152,
     status_set: 160,
+    message: 168,
 });
 
 // SAFETY: repr(C), begins with its size, functions may be NULL.
@@ -228,17 +242,18 @@ fn answer<F>(name: &str, f: Option<F>, call: impl FnOnce(F) -> c_int) -> Result<
     };
     match call(f) {
         0 => Ok(()),
-        errno @ ..0 => Err(Error::new(
-            errno.saturating_neg(),
-            format!(
-                "{name}: {}",
-                nix::errno::Errno::from_raw(errno.saturating_neg()).desc()
-            ),
-        )),
-        other => Err(Error::invalid(format!(
-            "{name} returned {other}, which is neither 0 nor -errno"
-        ))),
+        other => Err(refusal(name, other)),
     }
+}
+
+/// What a function has answered, if that is not one of its good answers.
+pub(super) fn refusal(name: &str, answer: c_int) -> Error {
+    if answer >= 0 {
+        return Error::invalid(format!("{name} returned {answer}, which means nothing"));
+    }
+    let errno = answer.saturating_neg();
+    let text = nix::errno::Errno::from_raw(errno).desc();
+    Error::new(errno, format!("{name}: {text}"))
 }
 
 /// Takes a descriptor that a function has put out.
@@ -414,6 +429,14 @@ impl Device for CDevice {
             // SAFETY: see above.
             unsafe { f(self.dev, status) };
         }
+    }
+
+    fn message(&self, message: &mut RawMessage) -> Result<Verdict> {
+        let Some(f) = self.ops.message else {
+            return Ok(Verdict::NotMine);
+        };
+        // SAFETY: see above.
+        Room::new(message).call(message, |c| unsafe { f(self.dev, c) })
     }
 
     fn stopped(&self) {

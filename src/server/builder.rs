@@ -42,6 +42,7 @@ pub struct ServerBuilder {
     inflight_area: bool,
     suspends: bool,
     in_band_notifications: bool,
+    intercepted: Vec<u32>,
     reply_timeout: Option<Duration>,
     shmem_regions: Vec<u64>,
     log_level: Option<Level>,
@@ -68,6 +69,7 @@ impl Default for ServerBuilder {
             inflight_area: true,
             suspends: false,
             in_band_notifications: false,
+            intercepted: Vec::new(),
             reply_timeout: Some(DEFAULT_REPLY),
             shmem_regions: Vec::new(),
             log_level: None,
@@ -173,6 +175,14 @@ impl ServerBuilder {
     /// that is offered and then do not know these messages.
     pub fn in_band_notifications(mut self, yes: bool) -> Self {
         self.in_band_notifications = yes;
+        self
+    }
+
+    /// Requests of the front-end, by number, that the device sees before the library
+    /// ([`Device::message`]): numbers that the specification does not know, or known ones that the device
+    /// answers itself. The library never waits for the device with any other.
+    pub fn intercept(mut self, requests: impl Into<Vec<u32>>) -> Self {
+        self.intercepted = requests.into();
         self
     }
 
@@ -301,6 +311,7 @@ impl ServerBuilder {
             inflight_area: self.inflight_area,
             suspends: self.suspends,
             in_band_notifications: self.in_band_notifications,
+            intercepted: self.intercepted,
             reply_timeout: self.reply_timeout,
             shmem_regions: self.shmem_regions,
             wake: self.wake,

@@ -160,6 +160,9 @@ impl Session {
     }
 
     fn try_handle(&mut self, spec: Option<&RequestSpec>, message: &mut Message) -> Handled {
+        if let Some(answer) = self.intercept(spec, message)? {
+            return Ok(answer);
+        }
         let Some(spec) = spec else {
             let request = message.header.request;
             return Err(Fault::refuse(

@@ -1,6 +1,7 @@
 //! One connected front-end, on the internal thread: read a message, dispatch it, reply; then clean up.
 //!
 //! * [`ask`] questions that the device must answer
+//! * [`intercept`] messages that the device sees first
 //! * [`dispatch`] the table of handlers, refusals and replies
 //! * [`features`], [`memory`], [`vrings`], [`config`], [`backend_channel`], [`in_band`] handlers by topic
 //! * [`housekeeping`] what every wait does; [`wait`] waiting for queues, interruptible by stop and hang-up
@@ -15,6 +16,7 @@ mod features;
 mod housekeeping;
 mod in_band;
 mod inflight;
+mod intercept;
 mod iotlb;
 mod memory;
 mod reset;

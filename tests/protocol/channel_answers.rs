@@ -77,6 +77,24 @@ fn so_many_answers_are_awaited_and_no_more() {
     });
 }
 
+#[test]
+fn who_asks_again_as_it_hears_an_answer_finds_room() {
+    run("again", |rig| {
+        let s = session(rig);
+        let mut heard: Vec<_> = (1..MOST).map(|_| add(&rig.server).unwrap()).collect();
+        let (sender, again) = mpsc::channel();
+        let server = rig.server.clone();
+        let done = move |_| sender.send(add(&server).unwrap()).unwrap();
+        rig.server.object_add(UUID, done).unwrap();
+        for _ in 0..MOST + 1 {
+            let request = channel(&s).recv().unwrap();
+            channel(&s).ack(&request, 0).unwrap();
+        }
+        heard.push(again.recv_timeout(SOON).unwrap());
+        heard.iter().for_each(|heard| hears(heard, 0));
+    });
+}
+
 /// As [`run`], on a context that the test dispatches, with a front-end that has a channel.
 #[track_caller]
 fn run_in(name: &str, test: impl FnOnce(&Rig, &Arc<Context>, Frontend, BackendChannel)) {

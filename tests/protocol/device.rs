@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use vu_server::{Capabilities, CryptoSession, Device, Element, Kick, StopReason, Virtqueue};
+use vu_server::{
+    Capabilities, CryptoSession, Device, Element, Kick, RawMessage, StopReason, Verdict, Virtqueue,
+};
 
 use crate::sim::EventFd;
 
@@ -46,6 +48,12 @@ pub enum Event {
     CloseSession(u64),
     GpuSocket,
     Status(u8),
+    Message {
+        request: u32,
+        need_reply: bool,
+        body: Vec<u8>,
+        fds: usize,
+    },
 }
 
 /// The lengths of an element's buffers.
@@ -63,6 +71,8 @@ impl Shape {
         }
     }
 }
+
+pub type MessageFn = Box<dyn Fn(&mut RawMessage) -> vu_server::Result<Verdict> + Send>;
 
 #[derive(Default)]
 pub struct Script {
@@ -82,6 +92,8 @@ pub struct Script {
     /// The ID of the next crypto session.
     pub session_id: AtomicU64,
     pub gpu_socket: Mutex<Option<OwnedFd>>,
+    /// What becomes of messages that the device sees first.
+    pub verdict: Mutex<Option<MessageFn>>,
     /// Questions are not answered while it is set.
     mute: Mutex<bool>,
 }
@@ -345,6 +357,19 @@ impl Device for Scripted {
         self.0.asked(Event::GpuSocket)?;
         *lock(&self.0.gpu_socket) = Some(socket);
         Ok(())
+    }
+
+    fn message(&self, message: &mut RawMessage) -> vu_server::Result<Verdict> {
+        self.0.asked(Event::Message {
+            request: message.request,
+            need_reply: message.need_reply,
+            body: message.body.clone(),
+            fds: message.fds.len(),
+        })?;
+        match &*lock(&self.0.verdict) {
+            Some(verdict) => verdict(message),
+            None => Ok(Verdict::NotMine),
+        }
     }
 
     fn status_set(&self, status: u8) {

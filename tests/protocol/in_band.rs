@@ -3,10 +3,10 @@
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use vu_server::ServerBuilder;
+use vu_server::{Context, ServerBuilder};
 
 use super::device::{Event, SOON};
-use super::rig::{Bad, Rig, acknowledging, alive, run, run_with};
+use super::rig::{Bad, Rig, acknowledging, alive, run, run_in, run_with};
 use crate::sim::echo::EchoRequest;
 use crate::sim::wire::{self, backend_req, feature, protocol_feature, req};
 use crate::sim::{BackendChannel, Deadline, Session, SessionBuilder, eventually};
@@ -213,6 +213,42 @@ fn calls_that_nobody_acknowledges_merge() {
         }
         settle(&s);
         round_trip(&mut s, 0);
+    });
+}
+
+#[test]
+fn a_kick_that_comes_while_detached_is_served_where_the_ring_goes() {
+    let in_band = |b: ServerBuilder| b.in_band_notifications(true);
+    run_in("detached", in_band, |rig, ctx| {
+        let mut s = builder(rig).connect(rig.path());
+        let started = |ctx: &Context, count| {
+            eventually("rings started", Deadline::after(SOON), count, || {
+                ctx.dispatch(Some(Duration::from_millis(10))).unwrap();
+                rig.device.count(|e| matches!(e, Event::QueueStarted(_)))
+            });
+        };
+        started(ctx, 2);
+        rig.server.detach().unwrap();
+        let mut request = EchoRequest::new(s.queues[0].memory(), 8, 8);
+        request.send(b"in-band!");
+        let queue = &mut s.queues[0];
+        queue.add(&request.segs()).unwrap();
+        queue.publish().unwrap();
+        kick(&s, 0);
+        let other = Context::epoll().unwrap();
+        rig.server.attach(&other).unwrap();
+        started(&other, 4);
+        eventually("used", Deadline::after(SOON), true, || {
+            other.dispatch(Some(Duration::from_millis(10))).unwrap();
+            match s.queues[0].poll_used().unwrap() {
+                Some(used) => {
+                    request.check(used);
+                    true
+                }
+                None => false,
+            }
+        });
+        rig.server.stop().unwrap();
     });
 }
 
