@@ -1,0 +1,33 @@
+//! The bodies of the fuzz targets. Each runs one input against a live server over a real socket and checks
+//! what must hold whatever the input is; it panics if something does not.
+//!
+//! `fuzz_targets/` makes libFuzzer programs of them, and `tests/fuzz_replay.rs` runs them over the seeds and
+//! over every input that has ever found a bug, without libFuzzer.
+
+// Each program compiles all of this and uses a part of it.
+#![allow(dead_code)]
+
+pub mod fds;
+pub mod message_stream;
+pub mod peer;
+pub mod recorder;
+pub mod sequence;
+pub mod split_ring;
+pub mod world;
+
+#[path = "../../tests/sim/mod.rs"]
+pub mod sim;
+
+/// A target's name and body.
+pub type Target = (&'static str, fn(&[u8]));
+
+pub const TARGETS: [Target; 3] = [
+    ("message_stream", message_stream::run),
+    ("sequence", sequence::run),
+    ("split_ring", split_ring::run),
+];
+
+/// One of several, chosen by a byte.
+pub fn pick<T: Copy>(choice: u8, from: &[T]) -> T {
+    from[usize::from(choice) % from.len()]
+}
