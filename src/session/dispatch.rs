@@ -63,7 +63,7 @@ pub(super) type Handled = Result<Answer, Fault>;
 type Handler = fn(&mut Session, &mut Message) -> Handled;
 
 /// The requests that are served, by id. What is not in here is refused like an unknown one, and its feature
-/// is not offered.
+/// is not offered. What is has a row in `tests/protocol_support/rows.rs`, for the page on protocol support.
 const HANDLERS: &[(u32, Handler)] = &[
     (id::GET_FEATURES, Session::get_features),
     (id::SET_FEATURES, Session::set_features),
@@ -110,6 +110,11 @@ fn handler(id: u32) -> Option<Handler> {
     HANDLERS
         .iter()
         .find_map(|&(row, handler)| (row == id).then_some(handler))
+}
+
+/// Whether a request has a handler.
+pub fn is_served(request: u32) -> bool {
+    handler(request).is_some()
 }
 
 impl Session {
