@@ -223,7 +223,7 @@ fn error_reply(
     let body = match form {
         ErrorReply::Status(value) => encode_u64(value),
         ErrorReply::Empty => Vec::new(),
-        ErrorReply::Zeroed => vec![0; size as usize],
+        ErrorReply::Zeroed(size) => vec![0; size],
         ErrorReply::NegativeSession => match encode_crypto_reply(size as usize, -1) {
             Some(body) => body,
             None => return wants_ack.then(|| ack(request, 1)),
@@ -255,6 +255,11 @@ mod tests {
         );
         assert_eq!(refused(id::SET_VRING_NUM, false), None);
         assert_eq!(refused(id::GET_CONFIG, false), Some((id::GET_CONFIG, 0)));
+        // Whatever size the request had.
+        assert_eq!(
+            refused(id::GET_INFLIGHT_FD, false),
+            Some((id::GET_INFLIGHT_FD, 24))
+        );
         assert_eq!(refused(id::GET_VRING_BASE, true), None);
         assert_eq!(refused(77, false), None);
         assert_eq!(refused(77, true), Some((77, 8)));

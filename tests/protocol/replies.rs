@@ -76,6 +76,41 @@ fn case_11_exactly_one_reply() {
     });
 }
 
+/// Also when it fails for its size, where the library has not even looked at it.
+#[test]
+fn case_11_exactly_one_reply_to_one_of_the_wrong_size() {
+    run("case_11_size", |rig| {
+        let mut s = rig.session();
+        for request in [
+            req::GET_FEATURES,
+            req::SET_LOG_BASE,
+            req::GET_PROTOCOL_FEATURES,
+            req::GET_QUEUE_NUM,
+            req::IOTLB_MSG,
+            req::GET_CONFIG,
+            req::CREATE_CRYPTO_SESSION,
+            req::POSTCOPY_ADVISE,
+            req::POSTCOPY_END,
+            req::GET_INFLIGHT_FD,
+            req::GET_MAX_MEM_SLOTS,
+            req::GET_STATUS,
+            req::GET_SHARED_OBJECT,
+            req::SET_DEVICE_STATE_FD,
+            req::CHECK_DEVICE_STATE,
+            44,
+        ] {
+            s.fe().send(request, FLAG_NEED_REPLY, &[0; 9], &[]).unwrap();
+            s.fe()
+                .send(req::SET_OWNER, FLAG_NEED_REPLY, &[], &[])
+                .unwrap();
+            let reply = s.fe().recv_reply(request).unwrap();
+            assert_ne!(reply.u64().ok(), Some(0), "{}", wire::name(request));
+            assert_eq!(s.fe().recv_reply(req::SET_OWNER).unwrap().u64().unwrap(), 0);
+        }
+        works(&mut s);
+    });
+}
+
 #[test]
 fn case_12_a_failure_is_acknowledged_with_a_failure() {
     run("case_12", |rig| {
