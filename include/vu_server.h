@@ -532,7 +532,9 @@ typedef struct vu_server_config {
     /**
      * Gets log lines: NUL-terminated UTF-8 without a newline, valid during the
      * call. From any thread that runs code of the library's; must not call
-     * the library. NULL: silent.
+     * the library. NULL: silent. Of VU_LOG_WARNING and VU_LOG_INFO, which a
+     * peer can cause without end, 20 lines come in 5 s at most; the next one
+     * says how many were left out.
      */
     void (*log)(void *log_opaque, int level, const char *message);
     /**

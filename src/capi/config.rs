@@ -105,7 +105,9 @@ pub struct vu_server_config {
     pub log_level: u32,
     /// Gets log lines: NUL-terminated UTF-8 without a newline, valid during the
     /// call. From any thread that runs code of the library's; must not call
-    /// the library. NULL: silent.
+    /// the library. NULL: silent. Of VU_LOG_WARNING and VU_LOG_INFO, which a
+    /// peer can cause without end, 20 lines come in 5 s at most; the next one
+    /// says how many were left out.
     pub log:
         Option<unsafe extern "C" fn(log_opaque: *mut c_void, level: c_int, message: *const c_char)>,
     /// Passed to `log`.

@@ -192,7 +192,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Where log lines up to `level` go. Silent by default.
+    /// Where log lines up to `level` go. Silent by default. Of warnings and of infos, which a peer can cause
+    /// without end, 20 come in 5 s at most; the next one says how many were left out.
     pub fn log(mut self, level: Level, sink: impl Fn(Level, &str) + Send + Sync + 'static) -> Self {
         self.log_level = Some(level);
         self.log = Some(Box::new(sink));

@@ -133,6 +133,24 @@ fn case_12_a_failure_is_acknowledged_with_a_failure() {
 }
 
 #[test]
+fn a_flood_of_bad_messages_leaves_a_few_log_lines() {
+    run("log_flood", |rig| {
+        let mut s = rig.session();
+        for _ in 0..5000 {
+            rig.refused(s.fe(), &Bad::state(req::SET_VRING_NUM, 0, 3));
+        }
+        works(&mut s);
+        s.disconnect();
+        for _ in 0..200 {
+            let fe = rig.frontend();
+            fe.send(77, 0, &[], &[]).unwrap();
+        }
+        let lines = rig.log_lines();
+        assert!((1..100).contains(&lines.len()), "{} log lines", lines.len());
+    });
+}
+
+#[test]
 fn refusals_without_need_reply_end_the_connection() {
     run("refusals_without_need_reply", |rig| {
         for (request, body, reason) in [
