@@ -10,10 +10,6 @@ const LAST: u32 = 95;
 /// Cases that wait for the part of the library they are about, and what that is.
 const NOT_YET: &[(u32, &str)] = &[
     (29, "the back-end channel: requests with a reply"),
-    (61, "the in-flight area: GET_INFLIGHT_FD"),
-    (62, "the in-flight area: SET_INFLIGHT_FD"),
-    (63, "the in-flight area: its contents"),
-    (64, "the in-flight area: its counters at the start"),
     (65, "the IOTLB"),
     (67, "device state"),
     (68, "postcopy and crypto sessions"),

@@ -49,6 +49,11 @@ fn replay(target: &str) {
 }
 
 #[test]
+fn inflight() {
+    replay("inflight");
+}
+
+#[test]
 fn message_stream() {
     replay("message_stream");
 }

@@ -8,6 +8,7 @@
 #![allow(dead_code)]
 
 pub mod fds;
+pub mod inflight;
 pub mod message_stream;
 pub mod peer;
 pub mod recorder;
@@ -21,7 +22,8 @@ pub mod sim;
 /// A target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const TARGETS: [Target; 3] = [
+pub const TARGETS: [Target; 4] = [
+    ("inflight", inflight::run),
     ("message_stream", message_stream::run),
     ("sequence", sequence::run),
     ("split_ring", split_ring::run),

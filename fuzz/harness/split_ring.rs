@@ -2,9 +2,9 @@
 //! the same verdict, the same used ring. Or, with memory that changes under the reader, only what must hold
 //! whatever it got to see.
 
-mod input;
-mod reference;
-mod rig;
+pub mod input;
+pub mod reference;
+pub mod rig;
 
 use std::cell::OnceCell;
 
@@ -19,5 +19,5 @@ pub fn run(data: &[u8]) {
     let Ok(input) = Input::arbitrary(&mut Unstructured::new(data)) else {
         return;
     };
-    RIG.with(|rig| rig.get_or_init(Rig::new).run(&input));
+    RIG.with(|rig| rig.get_or_init(Rig::new).run(&input, None));
 }

@@ -59,6 +59,8 @@ pub const REQUESTS: &[Row] = &[
     row("SET_VRING_ENDIAN", "", "a_big_endian_ring_works_beside_a_little_endian_one"),
     row("GET_CONFIG", "give its config space", "reading"),
     row("SET_CONFIG", "say what the driver may write; may hear `config_written`", "case_57_writing"),
+    row("GET_INFLIGHT_FD", "allow that requests are done twice after a crash", "a_successor_does_what_was_in_flight"),
+    row("SET_INFLIGHT_FD", "allow that requests are done twice after a crash", "a_successor_does_what_was_in_flight"),
     row("RESET_DEVICE", "may hear `reset`", "case_93_resets_with_requests_in_flight"),
     row("GET_MAX_MEM_SLOTS", "", "case_41_as_many_slots_as_advertised"),
     row("ADD_MEM_REG", "", "a_buffer_in_memory_added_just_now"),
@@ -80,7 +82,9 @@ pub const FEATURES: &[Row] = &[
     feature("BACKEND_REQ", "always", "", "changes_are_announced"),
     feature("CROSS_ENDIAN", "always", "", "byte_orders_that_are_refused"),
     feature("CONFIG", "with a config space", "give its config space", "reading"),
+    feature("INFLIGHT_SHMFD", "unless the device does without", "allow that requests are done twice after a crash", "a_device_can_do_without_an_area"),
     feature("RESET_DEVICE", "always", "may hear `reset`", "a_reset_of_the_device_resets_the_status"),
     feature("CONFIGURE_MEM_SLOTS", "always", "", "case_41_as_many_slots_as_advertised"),
     feature("STATUS", "always", "", "case_66_the_status_is_one_byte"),
+    feature("GET_VRING_BASE_INFLIGHT", "if the device suspends", "suspend what is in flight when a ring is stopped", "a_stop_leaves_in_flight_what_the_device_suspends"),
 ];

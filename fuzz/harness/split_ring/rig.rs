@@ -9,8 +9,10 @@ use vu_server::Element;
 
 use super::input::{Entry, Input, TABLE_ENTRIES, TABLES};
 use super::reference::{Broken, Buffer, Chain, Walk};
+use crate::harness::inflight::{self, Contents, Recovered};
 use crate::harness::peer::Peer;
 use crate::harness::recorder::Recorder;
+use crate::harness::sim::inflight::Inflight;
 use crate::harness::sim::ring::{DESC_LEN, Ring};
 use crate::harness::sim::wire::{self, FLAG_NEED_REPLY, VERSION, feature, req};
 use crate::harness::sim::{EventFd, GuestMemory, RingLayout};
@@ -23,12 +25,17 @@ const LAYOUT: RingLayout = RingLayout {
     used: 0x1_8000,
 };
 
+/// The chains that are popped, and what becomes of the ring.
+type Walked = (Vec<Chain>, Result<(), Broken>);
+
 pub struct Rig {
     world: Rc<World>,
     peer: Peer,
     kick: EventFd,
     /// Where the library has mapped each region.
     hosts: Vec<usize>,
+    /// What is in flight is marked here.
+    area: Option<Inflight>,
 }
 
 impl Rig {
@@ -42,8 +49,19 @@ impl Rig {
             peer,
             kick: EventFd::new().expect("an eventfd"),
             hosts: Vec::new(),
+            area: None,
         };
         rig.hosts = rig.find_regions();
+        rig
+    }
+
+    /// A front-end that keeps a record of what is in flight.
+    pub fn with_area(area: Inflight) -> Rig {
+        let mut rig = Rig::new();
+        rig.stop();
+        rig.peer.fe.set_inflight_fd(&area).expect("the area");
+        rig.area = Some(area);
+        rig.start(4, 0, true, true);
         rig
     }
 
@@ -126,27 +144,49 @@ impl Rig {
         });
     }
 
-    pub fn run(&self, input: &Input) {
+    pub fn run(&self, input: &Input, contents: Option<&Contents>) {
         self.stop();
-        let size = input.size();
-        let ring = self.ring(size);
+        let ring = self.ring(input.size());
         self.fill(&ring, input);
+        let recovered = match (&self.area, contents) {
+            (Some(area), Some(contents)) => {
+                contents.write(area, &ring, input.base);
+                Some(inflight::recover(area, &ring, input.base))
+            }
+            _ => None,
+        };
+        let expected = self.expect(input, recovered.as_ref());
+        let before = Heard::by(&self.world.device);
+        self.start(input.size(), input.base, input.indirect, input.event_idx);
+        match (&input.race, recovered) {
+            (None, recovered) => self.compare(&ring, input, &expected, recovered, before),
+            (Some(_), Some(Err(Broken))) => self
+                .world
+                .serve_until("the end", None, || Heard::by(&self.world.device) != before),
+            (Some(entries), _) => self.race(input, entries, before),
+        }
+    }
+
+    fn expect(&self, input: &Input, recovered: Option<&Result<Recovered, Broken>>) -> Walked {
+        let (size, ahead) = (input.size(), input.ahead());
+        let recovered: &[u16] = match recovered {
+            Some(Err(Broken)) => return (Vec::new(), Err(Broken)),
+            Some(Ok(recovered)) => &recovered.heads,
+            None => &[],
+        };
+        if ahead > size {
+            return (Vec::new(), Err(Broken));
+        }
         let walk = Walk {
             memory: &self.world.memory,
             desc: LAYOUT.desc,
             size,
             indirect: input.indirect,
         };
-        let expected = match input.ahead() {
-            ahead if ahead > size => (Vec::new(), Err(Broken)),
-            ahead => walk.all((0..ahead).map(|position| input.head(position))),
-        };
-        let before = Heard::by(&self.world.device);
-        self.start(size, input.base, input.indirect, input.event_idx);
-        match &input.race {
-            None => self.compare(&ring, input, &expected, before),
-            Some(entries) => self.race(input, entries, before),
-        }
+        walk.all((0..ahead).map(|position| {
+            let first = recovered.get(usize::from(position));
+            first.copied().unwrap_or_else(|| input.head(position))
+        }))
     }
 
     fn fill(&self, ring: &Ring, input: &Input) {
@@ -175,12 +215,15 @@ impl Rig {
         &self,
         ring: &Ring,
         input: &Input,
-        (chains, verdict): &(Vec<Chain>, Result<(), Broken>),
+        (chains, verdict): &Walked,
+        recovered: Option<Result<Recovered, Broken>>,
         before: Heard,
     ) {
         let device = &self.world.device;
+        // A ring whose area is nonsense does not start at all.
+        let starts = !matches!(recovered, Some(Err(Broken)));
         let heard = Heard {
-            started: before.started + 1,
+            started: before.started + u64::from(starts),
             broken: before.broken + u64::from(*verdict == Err(Broken)),
         };
         self.world
@@ -205,6 +248,10 @@ impl Rig {
         }
         let used = ring.used_idx().expect("the used index");
         assert_eq!(used, input.base.wrapping_add(input.ahead()));
+        if let (Some(area), Some(Ok(recovered))) = (&self.area, &recovered) {
+            let returned: Vec<u16> = chains.iter().map(|chain| chain.head).collect();
+            inflight::check(area, recovered, &returned, used);
+        }
     }
 
     /// Changes the memory while the library reads it. Every element is made of guest memory all the same, and
