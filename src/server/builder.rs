@@ -147,7 +147,9 @@ impl ServerBuilder {
     }
 
     /// Refuse guest memory whose file the front-end could truncate (no `F_SEAL_SHRINK`). Without this, a
-    /// front-end that truncates a mapped file makes the next access to it a SIGBUS in this process.
+    /// front-end that truncates a mapped file makes the next access to it a SIGBUS in this process, and so does one
+    /// that shares more huge pages than there are; such memory is refused, too. (A front-end that punches holes into
+    /// huge pages can still do that.)
     pub fn require_sealed_memory(mut self, yes: bool) -> Self {
         self.require_sealed_memory = yes;
         self
