@@ -195,6 +195,29 @@ fn case_14_a_peer_that_does_not_read_its_replies() {
     });
 }
 
+/// Out-of-band bytes are no part of the stream, and nothing to spin for.
+#[test]
+fn out_of_band_bytes_are_passed_over() {
+    run("out_of_band", |rig| {
+        let mut s = rig.session();
+        for _ in 0..3 {
+            // SAFETY: one readable byte.
+            let sent =
+                unsafe { libc::send(s.fe().raw_fd(), [0xffu8].as_ptr().cast(), 1, libc::MSG_OOB) };
+            assert_eq!(sent, 1);
+            let before = thread_cpu("vu-protocol");
+            // A window to measure in, not something to wait for.
+            thread::sleep(Duration::from_millis(100));
+            let spent = thread_cpu("vu-protocol") - before;
+            assert!(
+                spent < Duration::from_millis(30),
+                "the internal thread spins: {spent:?}"
+            );
+            works(&mut s);
+        }
+    });
+}
+
 /// CPU time of this process's thread of that name.
 fn thread_cpu(name: &str) -> Duration {
     for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
