@@ -6,12 +6,12 @@ use std::collections::BTreeSet;
 
 use arbitrary::{Arbitrary, Unstructured};
 
-use super::pick;
 use super::sim::inflight::Inflight;
 use super::sim::ring::Ring;
 use super::split_ring::input::Input;
 use super::split_ring::reference::Broken;
 use super::split_ring::rig::Rig;
+use super::{Many, pick};
 
 /// The area is for rings up to this size; the fuzzer's may be larger.
 const ENTRIES: u16 = 64;
@@ -44,11 +44,10 @@ pub struct Contents {
     version: u8,
     entries: u8,
     last_batch: u8,
-    /// How many chains were returned and not accounted for.
     batch: u8,
-    marks: Vec<Mark>,
-    /// What the used ring says was returned, from the newest on; what the area's list says beyond that.
-    returned: Vec<u8>,
+    marks: Many<Mark>,
+    /// What the used ring says was returned, from the newest on.
+    returned: Many<u8>,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -67,7 +66,25 @@ pub struct Recovered {
     pub marked: BTreeSet<u16>,
 }
 
+/// A head: most often one of few, so that entries refer to each other.
+fn head_of(byte: u8) -> u16 {
+    u16::from(match byte {
+        0..=199 => byte % 8,
+        200..=239 => byte % ENTRIES as u8,
+        other => other,
+    })
+}
+
 impl Contents {
+    /// Chains that were returned and not accounted for.
+    fn batch(&self) -> u16 {
+        u16::from(if self.batch < 200 {
+            self.batch % 6
+        } else {
+            self.batch
+        })
+    }
+
     /// Fills the area, and the part of the used ring that it is about. The ring's used index is `used`.
     pub fn write(&self, area: &Inflight, ring: &Ring, used: u16) {
         area.file.write(0, &vec![0; area.file.len()]);
@@ -77,24 +94,28 @@ impl Contents {
             &[ENTRIES, ENTRIES, ENTRIES, ENTRIES, ENTRIES, 63, 0],
         );
         area.set_field(0, DESC_NUM, entries);
-        area.set_field(0, LAST_BATCH, self.last_batch.into());
-        area.set_field(0, USED_INDEX, used.wrapping_sub(self.batch.into()));
-        for mark in &self.marks {
-            let head = u16::from(mark.head) % ENTRIES;
+        area.set_field(0, LAST_BATCH, head_of(self.last_batch));
+        area.set_field(0, USED_INDEX, used.wrapping_sub(self.batch()));
+        for mark in self.marks.iter() {
+            let head = head_of(mark.head) % ENTRIES;
             // Small ones are often equal, and the largest there is comes too.
             let counter = if mark.counter == 255 {
                 u64::MAX
             } else {
                 u64::from(mark.counter & 15)
             };
-            area.set_entry(0, head, mark.in_flight & 3, mark.next.into(), counter);
+            area.set_entry(0, head, mark.in_flight & 3, head_of(mark.next), counter);
         }
-        let mut head = u16::from(self.last_batch);
-        for position in 0..u16::from(self.batch).min(ring.layout().size) {
-            let returned = self.returned.get(usize::from(position));
-            let id = returned.map_or(u32::from(head), |&head| head.into());
+        // The used ring agrees with the area, or says what it likes.
+        let honest = self.version & 0x80 != 0;
+        let mut head = head_of(self.last_batch);
+        for position in 0..self.batch().min(ring.layout().size) {
+            let id = match self.returned.get(usize::from(position)) {
+                Some(&other) if !honest => head_of(other),
+                _ => head,
+            };
             let at = used.wrapping_sub(1).wrapping_sub(position);
-            ring.set_used_entry(at, id).expect("a used entry");
+            ring.set_used_entry(at, id.into()).expect("a used entry");
             head = next(area, head).unwrap_or(0);
         }
     }

@@ -7,6 +7,8 @@
 // Each program compiles all of this and uses a part of it.
 #![allow(dead_code)]
 
+use arbitrary::{Arbitrary, Unstructured};
+
 pub mod fds;
 pub mod inflight;
 pub mod message_stream;
@@ -32,4 +34,27 @@ pub const TARGETS: [Target; 4] = [
 /// One of several, chosen by a byte.
 pub fn pick<T: Copy>(choice: u8, from: &[T]) -> T {
     from[usize::from(choice) % from.len()]
+}
+
+/// A list whose length comes first, so that long ones are as likely as short ones.
+#[derive(Debug)]
+pub struct Many<T>(pub Vec<T>);
+
+impl<'a, T: Arbitrary<'a>> Arbitrary<'a> for Many<T> {
+    fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        let count = u8::arbitrary(input)? % 64;
+        let mut list = Vec::new();
+        while list.len() < count.into() && !input.is_empty() {
+            list.push(T::arbitrary(input)?);
+        }
+        Ok(Many(list))
+    }
+}
+
+impl<T> std::ops::Deref for Many<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
 }

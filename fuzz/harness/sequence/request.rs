@@ -3,9 +3,9 @@
 use arbitrary::Arbitrary;
 
 use crate::harness::peer::layout;
-use crate::harness::pick;
 use crate::harness::sim::wire::{self, MemRegion, VRING_NOFD, req};
 use crate::harness::world::World;
+use crate::harness::{Many, pick};
 
 #[derive(Arbitrary, Debug)]
 pub enum Request {
@@ -20,9 +20,9 @@ pub enum Request {
         set: u8,
     },
     MemTable {
-        regions: Vec<AnyRegion>,
+        regions: Many<AnyRegion>,
         count: Option<u8>,
-        fds: Vec<u8>,
+        fds: Many<u8>,
     },
     AddRegion(AnyRegion),
     RemoveRegion(AnyRegion),
@@ -58,7 +58,7 @@ pub enum Request {
     SetConfig {
         offset: u8,
         flags: u8,
-        payload: Vec<u8>,
+        payload: Many<u8>,
     },
     Status(u16),
     BackendChannel(u8),
@@ -84,8 +84,8 @@ pub enum Request {
     /// Anything.
     Raw {
         id: u8,
-        body: Vec<u8>,
-        fds: Vec<u8>,
+        body: Many<u8>,
+        fds: Many<u8>,
     },
 }
 
@@ -237,7 +237,7 @@ impl Request {
             Request::Raw { id, body, fds } => {
                 let mut all = world.fds.list(fds);
                 all.truncate(40);
-                (u32::from(*id), body.clone(), all)
+                (u32::from(*id), body.to_vec(), all)
             }
             _ => self.vring_or_migration(world),
         }

@@ -2,8 +2,8 @@
 
 use arbitrary::Arbitrary;
 
-use crate::harness::pick;
 use crate::harness::sim::Desc;
+use crate::harness::{Many, pick};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -18,17 +18,22 @@ pub struct Input {
     pub indirect: bool,
     pub event_idx: bool,
     pub base: u16,
-    /// Written over the descriptors and tables, again and again, while they are read.
-    pub race: Option<Vec<Entry>>,
+    race: u8,
     /// How far the available index is ahead of the base; beyond the ring it is nonsense.
     ahead: u8,
     pub used_event: u16,
     pub avail_flags: u8,
-    pub heads: Vec<u8>,
-    pub entries: Vec<Entry>,
+    heads: Many<u8>,
+    pub entries: Many<Entry>,
+    other: Many<Entry>,
 }
 
 impl Input {
+    /// Written over the descriptors and tables, again and again, while they are read: one input in eight.
+    pub fn race(&self) -> Option<&[Entry]> {
+        (self.race % 8 == 7).then_some(&self.other)
+    }
+
     pub fn size(&self) -> u16 {
         1 << (self.size % 9)
     }

@@ -158,7 +158,7 @@ impl Rig {
         let expected = self.expect(input, recovered.as_ref());
         let before = Heard::by(&self.world.device);
         self.start(input.size(), input.base, input.indirect, input.event_idx);
-        match (&input.race, recovered) {
+        match (input.race(), recovered) {
             (None, recovered) => self.compare(&ring, input, &expected, recovered, before),
             (Some(_), Some(Err(Broken))) => self
                 .world
@@ -195,7 +195,7 @@ impl Rig {
             let len = usize::from(TABLE_ENTRIES) * DESC_LEN as usize;
             self.world.memory.fill(table, len, 0).expect("clear");
         }
-        for entry in &input.entries {
+        for entry in input.entries.iter() {
             write(&self.world.memory, entry, input.size());
         }
         for position in 0..input.size() {
@@ -262,7 +262,7 @@ impl Rig {
             scope.spawn(|| {
                 // Relaxed: the flag carries nothing with it.
                 while !stop.load(Ordering::Relaxed) {
-                    let all = entries.iter().chain(&input.entries);
+                    let all = entries.iter().chain(input.entries.iter());
                     all.for_each(|entry| write(memory, entry, input.size()));
                 }
             });
