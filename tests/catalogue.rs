@@ -9,16 +9,12 @@ const LAST: u32 = 95;
 
 /// Cases that wait for the part of the library they are about, and what that is.
 const NOT_YET: &[(u32, &str)] = &[
-    (29, "the back-end channel: requests with a reply"),
-    (65, "the IOTLB"),
     (67, "device state"),
-    (68, "postcopy and crypto sessions"),
     (85, "the C ABI: completing what is not out"),
     (87, "packed rings"),
     (88, "connections: the backlog, many rounds"),
     (89, "connections: requests that outlive theirs"),
     (90, "contexts: detach and attach"),
-    (91, "stop in every situation"),
     (94, "stop: a request that takes long"),
     (95, "callbacks that panic"),
 ];

@@ -54,6 +54,11 @@ fn inflight() {
 }
 
 #[test]
+fn iotlb() {
+    replay("iotlb");
+}
+
+#[test]
 fn message_stream() {
     replay("message_stream");
 }

@@ -11,6 +11,7 @@ use arbitrary::{Arbitrary, Unstructured};
 
 pub mod fds;
 pub mod inflight;
+pub mod iotlb;
 pub mod message_stream;
 pub mod peer;
 pub mod recorder;
@@ -24,8 +25,9 @@ pub mod sim;
 /// A target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("inflight", inflight::run),
+    ("iotlb", iotlb::run),
     ("message_stream", message_stream::run),
     ("sequence", sequence::run),
     ("split_ring", split_ring::run),

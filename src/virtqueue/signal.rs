@@ -263,7 +263,7 @@ mod tests {
         full.write(u64::MAX - 1).unwrap();
         for _ in 0..3 {
             fcntl(&full, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-            assert_eq!(signal.signal(), Ok(()));
+            assert_eq!(signal.signal(), Ok(Signalled::Done));
         }
     }
 

@@ -18,7 +18,7 @@ use crate::harness::sim::wire::{self, FLAG_NEED_REPLY, VERSION, feature, req};
 use crate::harness::sim::{EventFd, GuestMemory, RingLayout};
 use crate::harness::world::{REGIONS, World};
 
-const LAYOUT: RingLayout = RingLayout {
+pub const LAYOUT: RingLayout = RingLayout {
     size: 256,
     desc: 0,
     avail: 0x1_0000,
@@ -29,9 +29,9 @@ const LAYOUT: RingLayout = RingLayout {
 type Walked = (Vec<Chain>, Result<(), Broken>);
 
 pub struct Rig {
-    world: Rc<World>,
-    peer: Peer,
-    kick: EventFd,
+    pub world: Rc<World>,
+    pub peer: Peer,
+    pub kick: EventFd,
     /// Where the library has mapped each region.
     hosts: Vec<usize>,
     /// What is in flight is marked here.
@@ -92,13 +92,13 @@ impl Rig {
             .collect()
     }
 
-    fn ring(&self, size: u16) -> Ring {
+    pub fn ring(&self, size: u16) -> Ring {
         Ring::new(&self.world.memory, RingLayout { size, ..LAYOUT }).expect("a ring")
     }
 
     /// Stops the ring if it runs, and starts it; the device keeps what it pops.
     fn start(&self, size: u16, base: u16, indirect: bool, event_idx: bool) {
-        self.world.device.holding.store(true, Ordering::Relaxed);
+        self.hold();
         let offered = feature::PROTOCOL_FEATURES | feature::VERSION_1;
         let chosen = [
             (indirect, feature::INDIRECT_DESC),
@@ -131,9 +131,14 @@ impl Rig {
         assert_eq!(ack, Some(0), "started");
     }
 
+    /// From here on the device keeps what it pops.
+    pub fn hold(&self) {
+        self.world.device.holding.store(true, Ordering::Relaxed);
+    }
+
     /// Stops the ring, which was started, and waits until the device has heard of it: what broke before is
     /// told before that.
-    fn stop(&self) {
+    pub fn stop(&self) {
         let stopped = Recorder::get(&self.world.device.stopped);
         self.world.release();
         let body = wire::vring_state(0, 0);
@@ -284,7 +289,7 @@ impl Rig {
     }
 
     /// The buffers of an element as guest addresses; each lies in one region.
-    fn buffers(&self, element: &Element) -> Vec<Buffer> {
+    pub fn buffers(&self, element: &Element) -> Vec<Buffer> {
         let readable = element.readable().map(|slice| (slice, false));
         let writable = element.writable().map(|slice| (slice, true));
         readable
