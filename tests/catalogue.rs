@@ -10,13 +10,7 @@ const LAST: u32 = 95;
 /// Cases that wait for the part of the library they are about, and what that is.
 const NOT_YET: &[(u32, &str)] = &[
     (67, "device state"),
-    (85, "the C ABI: completing what is not out"),
     (87, "packed rings"),
-    (88, "connections: the backlog, many rounds"),
-    (89, "connections: requests that outlive theirs"),
-    (90, "contexts: detach and attach"),
-    (94, "stop: a request that takes long"),
-    (95, "callbacks that panic"),
 ];
 
 /// The sources of the tests below `directory`.
