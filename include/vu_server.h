@@ -391,7 +391,9 @@
 /**
  * vu_server_config.flags: refuse guest memory whose file the front-end could
  * truncate (no F_SEAL_SHRINK). Without this, a front-end that truncates a
- * mapped file makes the next access to it a SIGBUS in this process.
+ * mapped file makes the next access to it a SIGBUS in this process, and so
+ * does one that shares more huge pages than there are; such memory is refused,
+ * too. (A front-end that punches holes into huge pages can still do that.)
  */
 #define VU_SERVER_REQUIRE_SEALED_MEMORY 2
 
@@ -580,7 +582,9 @@ typedef struct vu_server_config {
     /**
      * Gets log lines: NUL-terminated UTF-8 without a newline, valid during the
      * call. From any thread that runs code of the library's; must not call
-     * the library. NULL: silent.
+     * the library. NULL: silent. Of VU_LOG_WARNING and VU_LOG_INFO, which a
+     * peer can cause without end, 20 lines come in 5 s at most; the next one
+     * says how many were left out.
      */
     void (*log)(void *log_opaque, int level, const char *message);
     /**

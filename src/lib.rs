@@ -144,6 +144,11 @@ pub mod transport;
 #[allow(unsafe_code)]
 mod virtqueue;
 
+/// Whether a front-end's request has a handler: what the page on protocol support is generated from.
+#[cfg(not(loom))]
+#[doc(hidden)]
+pub use crate::session::is_served;
+
 #[cfg(not(loom))]
 pub use crate::{
     context::{Context, EventLoop, Watch},

@@ -71,3 +71,5 @@ mod vring;
 mod vring_base;
 #[path = "protocol/vring_order.rs"]
 mod vring_order;
+#[path = "protocol/watches.rs"]
+mod watches;

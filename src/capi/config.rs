@@ -33,7 +33,9 @@ pub const VU_BROKEN_RING_DISCONNECT: u32 = 1;
 pub const VU_SERVER_RUN_DISABLED_QUEUES: u64 = 1;
 /// vu_server_config.flags: refuse guest memory whose file the front-end could
 /// truncate (no F_SEAL_SHRINK). Without this, a front-end that truncates a
-/// mapped file makes the next access to it a SIGBUS in this process.
+/// mapped file makes the next access to it a SIGBUS in this process, and so
+/// does one that shares more huge pages than there are; such memory is refused,
+/// too. (A front-end that punches holes into huge pages can still do that.)
 pub const VU_SERVER_REQUIRE_SEALED_MEMORY: u64 = 2;
 
 /// vu_server_config.flags: offer front-ends no record of what is in flight.
@@ -111,7 +113,9 @@ pub struct vu_server_config {
     pub log_level: u32,
     /// Gets log lines: NUL-terminated UTF-8 without a newline, valid during the
     /// call. From any thread that runs code of the library's; must not call
-    /// the library. NULL: silent.
+    /// the library. NULL: silent. Of VU_LOG_WARNING and VU_LOG_INFO, which a
+    /// peer can cause without end, 20 lines come in 5 s at most; the next one
+    /// says how many were left out.
     pub log:
         Option<unsafe extern "C" fn(log_opaque: *mut c_void, level: c_int, message: *const c_char)>,
     /// Passed to `log`.

@@ -95,6 +95,7 @@ impl Mapping {
         desc: &RegionDesc,
         fd: BorrowedFd<'_>,
         range: FileRange,
+        policy: MemoryPolicy,
     ) -> Result<Mapping, MemoryError> {
         let page = page_size(fd).map_err(|errno| MemoryError::Stat {
             gpa: desc.gpa,
@@ -116,13 +117,18 @@ impl Mapping {
         else {
             return Err(unsupported);
         };
+        let mut flags = MapFlags::MAP_SHARED;
+        if !policy.require_shrink_seal {
+            // A front-end may have more memory of huge pages than it has pages: it plugs them in as it goes.
+            flags |= MapFlags::MAP_NORESERVE;
+        }
         // SAFETY: no address is asked for, so nothing that exists is replaced.
         let base = unsafe {
             mmap(
                 None,
                 length,
                 ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE,
+                flags,
                 fd.as_fd(),
                 start,
             )

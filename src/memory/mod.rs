@@ -79,6 +79,6 @@ impl RegionDesc {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryPolicy {
     /// Refuse files without `F_SEAL_SHRINK`: without the seal the front-end can truncate a file that is mapped, and the
-    /// next access is a SIGBUS.
+    /// next access is a SIGBUS. For the same reason refuse files of huge pages that the system does not have.
     pub require_shrink_seal: bool,
 }

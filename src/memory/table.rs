@@ -71,7 +71,7 @@ impl RegionTable {
         all.push(desc);
         check_all(&all)?;
         let range = FileRange::of(&desc, fd, policy)?;
-        let mapping = Arc::new(Mapping::new(&desc, fd, range)?);
+        let mapping = Arc::new(Mapping::new(&desc, fd, range, policy)?);
         let mut regions = self.regions.all().to_vec();
         regions.push(Region { desc, mapping });
         Ok(self.with_regions(regions, generation))
@@ -136,7 +136,7 @@ impl RegionTable {
                     Some(kept) if kept.desc == *desc && kept.mapping.is(&range) => {
                         Arc::clone(&kept.mapping)
                     }
-                    _ => Arc::new(Mapping::new(desc, fd.as_fd(), range)?),
+                    _ => Arc::new(Mapping::new(desc, fd.as_fd(), range, policy)?),
                 };
                 Ok(Region {
                     desc: *desc,

@@ -121,8 +121,8 @@ pub enum ErrorReply {
     Status(u64),
     /// An empty body and no file descriptor.
     Empty,
-    /// A body of the right size, all zero, and no file descriptor.
-    Zeroed,
+    /// A body of this size, all zero, and no file descriptor.
+    Zeroed(usize),
     /// A crypto session description with a negative session id.
     NegativeSession,
 }

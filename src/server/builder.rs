@@ -149,7 +149,9 @@ impl ServerBuilder {
     }
 
     /// Refuse guest memory whose file the front-end could truncate (no `F_SEAL_SHRINK`). Without this, a
-    /// front-end that truncates a mapped file makes the next access to it a SIGBUS in this process.
+    /// front-end that truncates a mapped file makes the next access to it a SIGBUS in this process, and so does one
+    /// that shares more huge pages than there are; such memory is refused, too. (A front-end that punches holes into
+    /// huge pages can still do that.)
     pub fn require_sealed_memory(mut self, yes: bool) -> Self {
         self.require_sealed_memory = yes;
         self
@@ -202,7 +204,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Where log lines up to `level` go. Silent by default.
+    /// Where log lines up to `level` go. Silent by default. Of warnings and of infos, which a peer can cause
+    /// without end, 20 come in 5 s at most; the next one says how many were left out.
     pub fn log(mut self, level: Level, sink: impl Fn(Level, &str) + Send + Sync + 'static) -> Self {
         self.log_level = Some(level);
         self.log = Some(Box::new(sink));

@@ -63,7 +63,7 @@ pub(super) type Handled = Result<Answer, Fault>;
 type Handler = fn(&mut Session, &mut Message) -> Handled;
 
 /// The requests that are served, by id. What is not in here is refused like an unknown one, and its feature
-/// is not offered.
+/// is not offered. What is has a row in `tests/protocol_support/rows.rs`, for the page on protocol support.
 const HANDLERS: &[(u32, Handler)] = &[
     (id::GET_FEATURES, Session::get_features),
     (id::SET_FEATURES, Session::set_features),
@@ -110,6 +110,11 @@ fn handler(id: u32) -> Option<Handler> {
     HANDLERS
         .iter()
         .find_map(|&(row, handler)| (row == id).then_some(handler))
+}
+
+/// Whether a request has a handler.
+pub fn is_served(request: u32) -> bool {
+    handler(request).is_some()
 }
 
 impl Session {
@@ -221,7 +226,7 @@ fn error_reply(
     let body = match form {
         ErrorReply::Status(value) => encode_u64(value),
         ErrorReply::Empty => Vec::new(),
-        ErrorReply::Zeroed => vec![0; size as usize],
+        ErrorReply::Zeroed(size) => vec![0; size],
         ErrorReply::NegativeSession => match encode_crypto_reply(size as usize, -1) {
             Some(body) => body,
             None => return wants_ack.then(|| ack(request, 1)),
@@ -253,6 +258,11 @@ mod tests {
         );
         assert_eq!(refused(id::SET_VRING_NUM, false), None);
         assert_eq!(refused(id::GET_CONFIG, false), Some((id::GET_CONFIG, 0)));
+        // Whatever size the request had.
+        assert_eq!(
+            refused(id::GET_INFLIGHT_FD, false),
+            Some((id::GET_INFLIGHT_FD, 24))
+        );
         assert_eq!(refused(id::GET_VRING_BASE, true), None);
         assert_eq!(refused(77, false), None);
         assert_eq!(refused(77, true), Some((77, 8)));

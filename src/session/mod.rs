@@ -36,6 +36,8 @@ use crate::stream::Event;
 use crate::sync::Arc;
 use crate::transport::{Expect, Message, Transport, TransportError};
 
+pub use dispatch::is_served;
+
 use backend_channel::BackendChannel;
 use inflight::InflightArea;
 use vring::Vring;

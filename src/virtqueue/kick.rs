@@ -11,7 +11,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use super::signal::set_nonblocking;
+use super::signal::{kind_of, set_nonblocking};
 
 /// How often a ring is looked at whose front-end gave no kick descriptor (the specification's "no FD" bit).
 /// Any loop can watch a timer, so such a ring works in every kind of context.
@@ -39,6 +39,7 @@ pub(crate) enum Drained {
 impl KickSource {
     /// A descriptor that epoll accepts, made non-blocking.
     pub(crate) fn from_fd(fd: OwnedFd) -> Result<Self, Errno> {
+        kind_of(fd.as_fd())?;
         set_nonblocking(fd.as_fd())?;
         // A loop of the application is never asked to watch what cannot be watched.
         let probe = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -87,7 +88,13 @@ impl KickSource {
     /// Takes the signal off. One bounded read: what is left makes the loop call again.
     pub(crate) fn drain(&self) -> Drained {
         let mut buffer = [0u8; 512];
-        match nix::unistd::read(&self.fd, &mut buffer) {
+        let read = match read_now(self.fd.as_fd(), &mut buffer) {
+            // Not every kind of file knows the flag; those that front-ends use do.
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => set_nonblocking(self.fd.as_fd())
+                .and_then(|()| nix::unistd::read(&self.fd, &mut buffer)),
+            read => read,
+        };
+        match read {
             Ok(0) => Drained::Gone,
             Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => Drained::Ok,
             Err(errno) => Drained::Failed(errno),
@@ -114,15 +121,46 @@ impl AsFd for KickSource {
     }
 }
 
+/// A read that does not wait, whatever the peer has made of the file's flags, which are its too.
+fn read_now(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let piece = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: one iovec over `buffer`, which outlives the call.
+    let count = unsafe { libc::preadv2(fd.as_raw_fd(), &piece, 1, -1, libc::RWF_NOWAIT) };
+    Errno::result(count).map(|count| count as usize)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_drained_descriptor_does_not_block_though_its_flag_was_taken_away() {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        use nix::sys::eventfd::{EfdFlags, EventFd};
+        let event = EventFd::from_flags(EfdFlags::empty()).unwrap();
+        let (reader, _writer) = nix::unistd::pipe().unwrap();
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        for fd in [OwnedFd::from(event), reader, OwnedFd::from(socket)] {
+            let source = KickSource::from_fd(fd).unwrap();
+            fcntl(&source, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+            assert_eq!(source.drain(), Drained::Ok);
+        }
+    }
 
     #[test]
     fn what_epoll_refuses_is_refused() {
         let regular = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
         assert_eq!(
             KickSource::from_fd(regular.into()).err(),
+            Some(Errno::EPERM)
+        );
+        // This one epoll would accept.
+        let terminal = std::fs::File::open("/dev/ptmx").unwrap();
+        assert_eq!(
+            KickSource::from_fd(terminal.into()).err(),
             Some(Errno::EPERM)
         );
     }

@@ -1,7 +1,7 @@
 //! The file descriptors that a queue signals: call and err.
 //!
-//! They come from the peer, so they may be anything that a write can be tried on. A write never blocks and
-//! never raises SIGPIPE.
+//! They come from the peer, so they may be anything that a write can be tried on. A write does not block, also
+//! not when the peer takes the flag away that says so, and never raises SIGPIPE.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -26,6 +26,17 @@ pub(crate) enum Signalled {
     Done,
     /// The front-end must be sent a message.
     InBand,
+}
+
+/// The kind of a descriptor that can be signalled. Files, directories and devices cannot: the flag that makes a write
+/// or a read return at once means nothing to some of them, and a terminal stops who writes to it.
+pub(super) fn kind_of(fd: BorrowedFd<'_>) -> Result<u8, Errno> {
+    match SFlag::from_bits_truncate(fstat(fd)?.st_mode) & SFlag::S_IFMT {
+        SFlag::S_IFSOCK | SFlag::S_IFIFO => Ok(LOUD),
+        SFlag::S_IFREG | SFlag::S_IFDIR | SFlag::S_IFBLK | SFlag::S_IFCHR => Err(Errno::EPERM),
+        // An eventfd or the like, which is no kind of file.
+        _ => Ok(QUIET),
+    }
 }
 
 /// Makes the descriptor non-blocking. The flag belongs to the open file, so the peer sees it too.
@@ -105,12 +116,13 @@ impl SignalFd {
 
     /// Takes a descriptor of the peer's. `placeholder` takes the place of one of the other kind.
     pub(crate) fn set(&self, fd: OwnedFd, placeholder: BorrowedFd<'_>) -> Result<(), Errno> {
+        let kind = kind_of(fd.as_fd())?;
         set_nonblocking(fd.as_fd())?;
-        let (kind, own, other) =
-            match SFlag::from_bits_truncate(fstat(&fd)?.st_mode) & SFlag::S_IFMT {
-                SFlag::S_IFSOCK | SFlag::S_IFIFO => (LOUD, &self.loud, &self.quiet),
-                _ => (QUIET, &self.quiet, &self.loud),
-            };
+        let (own, other) = if kind == LOUD {
+            (&self.loud, &self.quiet)
+        } else {
+            (&self.quiet, &self.loud)
+        };
         own.set(fd)?;
         self.failure_reported.store(false, Ordering::Relaxed);
         // Release pairs with the Acquire in `signal`: who sees the kind sees the number.
@@ -157,7 +169,9 @@ impl SignalFd {
     }
 }
 
+/// The peer shares the file, and may have taken its O_NONBLOCK away.
 fn write_one(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    set_nonblocking(fd)?;
     nix::unistd::write(fd, &1u64.to_ne_bytes()).map(drop)
 }
 
@@ -239,6 +253,30 @@ mod tests {
         let signal = SignalFd::new();
         signal.set(owned(&full), eventfd().as_fd()).unwrap();
         assert_eq!(signal.signal(), Ok(Signalled::Done));
+    }
+
+    #[test]
+    fn a_full_counter_does_not_block_though_its_flag_was_taken_away() {
+        let full = EventFd::from_value_and_flags(0, EfdFlags::empty()).unwrap();
+        let signal = SignalFd::new();
+        signal.set(owned(&full), eventfd().as_fd()).unwrap();
+        full.write(u64::MAX - 1).unwrap();
+        for _ in 0..3 {
+            fcntl(&full, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+            assert_eq!(signal.signal(), Ok(Signalled::Done));
+        }
+    }
+
+    #[test]
+    fn files_and_devices_are_refused() {
+        let regular = std::fs::File::open("/proc/self/exe").unwrap();
+        let directory = std::fs::File::open("/").unwrap();
+        let device = std::fs::File::open("/dev/null").unwrap();
+        for file in [regular, directory, device] {
+            let signal = SignalFd::new();
+            let refused = signal.set(OwnedFd::from(file), eventfd().as_fd());
+            assert_eq!(refused, Err(Errno::EPERM));
+        }
     }
 
     #[test]

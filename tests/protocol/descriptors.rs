@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -87,6 +88,55 @@ fn case_18_a_descriptor_on_requests_that_take_none() {
             .request(req::GET_CONFIG, &config, &[fd.as_raw_fd()])
             .unwrap();
         assert!(reply.body.is_empty() && reply.fds.is_empty());
+        assert_eq!(process::open_fds(), fds);
+        works(&mut s);
+    });
+}
+
+/// Requests that this server does not serve take none either.
+#[test]
+fn case_18_a_descriptor_on_requests_that_are_not_served() {
+    run("case_18_others", |rig| {
+        let mut s = rig.session();
+        let fd = EventFd::new().unwrap();
+        let fds = process::open_fds();
+        for round in 0..1000u32 {
+            // The ids of all requests and some more, with bodies of the usual sizes.
+            let (request, size) = (
+                round % 50,
+                [0, 8, 16, 24, 32, 40][(round / 50) as usize % 6],
+            );
+            let takes_one = matches!(
+                request,
+                req::SET_MEM_TABLE | req::SET_LOG_BASE | req::SET_LOG_FD | req::GET_VRING_BASE
+                    ..=req::SET_VRING_ERR
+                        | req::SET_BACKEND_REQ_FD
+                        | req::SET_INFLIGHT_FD
+                        | req::GPU_SET_SOCKET
+                        | req::ADD_MEM_REG
+                        | req::REM_MEM_REG
+                        | req::SET_DEVICE_STATE_FD
+            );
+            if takes_one {
+                continue;
+            }
+            let body = vec![0; size];
+            s.fe()
+                .send(request, FLAG_NEED_REPLY, &body, &[fd.as_raw_fd()])
+                .unwrap();
+            let reply = s.fe().recv_reply(request).unwrap();
+            assert!(
+                reply.fds.is_empty(),
+                "{} answers with one",
+                wire::name(request)
+            );
+            assert_ne!(
+                reply.u64().ok(),
+                Some(0),
+                "{} with a descriptor",
+                wire::name(request)
+            );
+        }
         assert_eq!(process::open_fds(), fds);
         works(&mut s);
     });
@@ -194,6 +244,8 @@ fn case_23_a_blocking_kick_that_somebody_else_drains() {
         s.queues[0].kick = EventFd::with_flags(0).unwrap();
         s.start_all();
         for _ in 0..1000 {
+            // The flag that the server has set belongs to the front-end, too.
+            make_blocking(&s.queues[0].kick);
             s.queues[0].kick.signal().unwrap();
             s.queues[0].kick.take().unwrap();
             s.queues[1].kick_always().unwrap();
@@ -265,11 +317,19 @@ fn case_25_a_full_blocking_call_descriptor() {
         full.add(u64::MAX - 1).unwrap();
         s.fe().set_vring_call(0, Some(full.as_raw_fd())).unwrap();
         completes_without_call(&mut s);
+        // The flag that the server has set belongs to the front-end, too.
+        make_blocking(&full);
+        completes_without_call(&mut s);
         echo::round_trip(&mut s.queues[1], b"the loop is not blocked");
         let call = s.queues[0].call.as_raw_fd();
         s.fe().set_vring_call(0, Some(call)).unwrap();
         works(&mut s);
     });
+}
+
+fn make_blocking(fd: &EventFd) {
+    // SAFETY: the call takes no pointers.
+    assert_eq!(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, 0) }, 0);
 }
 
 /// Queue 0 completes requests; the driver polls for them.
@@ -305,12 +365,10 @@ fn case_26_call_and_err_descriptors_that_cannot_be_written() {
         drop(peer);
         let [gone_reader, broken_pipe] = pipe();
         drop(gone_reader);
-        let file = File::open("/dev/null").unwrap();
         for (what, fd) in [
             ("the reading end of a pipe", reader.as_raw_fd()),
             ("a socket without a peer", broken_socket.as_raw_fd()),
             ("a pipe without a reader", broken_pipe.as_raw_fd()),
-            ("a file that is open for reading", file.as_raw_fd()),
         ] {
             let before = rig.log_lines().len();
             s.fe().set_vring_call(0, Some(fd)).unwrap();
@@ -327,6 +385,28 @@ fn case_26_call_and_err_descriptors_that_cannot_be_written() {
         s.fe().set_vring_call(0, Some(call)).unwrap();
         s.fe().set_vring_err(0, Some(err)).unwrap();
         works(&mut s);
+    });
+}
+
+/// What cannot be signalled, or not without waiting.
+#[test]
+fn call_and_err_descriptors_that_are_files_are_refused() {
+    run("signal_files", |rig| {
+        let mut s = rig.session();
+        let program = File::open("/proc/self/exe").unwrap();
+        let directory = File::open("/").unwrap();
+        let device = File::options().write(true).open("/dev/null").unwrap();
+        let memory = s.memory.regions()[0].raw_fd();
+        for fd in [
+            program.as_raw_fd(),
+            directory.as_raw_fd(),
+            device.as_raw_fd(),
+            memory,
+        ] {
+            for request in [req::SET_VRING_CALL, req::SET_VRING_ERR] {
+                rig.all_refused(&mut s, &[Bad::u64(request, 0).fds(&[fd])]);
+            }
+        }
     });
 }
 
@@ -470,6 +550,41 @@ fn case_31_no_descriptor_survives_exec() {
                 );
             }
         }
+        works(&mut s);
+    });
+}
+
+/// Children are started while descriptors arrive without a pause.
+#[test]
+fn case_31_no_descriptor_survives_exec_while_messages_come() {
+    run("case_31_messages", |rig| {
+        let mut s = rig.session();
+        let region = Region::new(RegionSpec::new(1 << 40, 1 << 20)).unwrap();
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let fe = s.fe();
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let event = EventFd::new().unwrap();
+                    fe.set_vring_err(1, Some(event.as_raw_fd())).unwrap();
+                    fe.add_mem_reg(&region).unwrap();
+                    fe.rem_mem_reg(&region).unwrap();
+                }
+            });
+            for round in 0..100 {
+                let listing = Command::new("/bin/ls")
+                    .args(["-l", "/proc/self/fd"])
+                    .output()
+                    .unwrap();
+                let listing = String::from_utf8(listing.stdout).unwrap();
+                for kind in ["memfd:", "eventfd", "socket:", "eventpoll"] {
+                    assert!(!listing.contains(kind), "round {round}: {kind}:\n{listing}");
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        let err = s.queues[1].err.as_raw_fd();
+        s.fe().set_vring_err(1, Some(err)).unwrap();
         works(&mut s);
     });
 }

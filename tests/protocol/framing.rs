@@ -61,6 +61,7 @@ fn case_02_a_body_in_two_writes() {
         for cut in 1..message.len() {
             s.fe().send_bytes(&message[..cut], &[]).unwrap();
             s.fe().wait_consumed().unwrap();
+            signal_threads(&["vu-protocol", "looper"]);
             // The data path does not wait for the other half.
             let queue = &mut s.queues[1];
             echo::round_trip(queue, b"in the middle of a message");
@@ -70,6 +71,30 @@ fn case_02_a_body_in_two_writes() {
         }
         works(&mut s);
     });
+}
+
+/// Sends these threads of the process a signal that ends a system call instead of restarting it.
+fn signal_threads(names: &[&str]) {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: all zeroes is a valid sigaction, and the handler does nothing at all.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as *const () as usize;
+        assert_eq!(
+            libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()),
+            0
+        );
+    }
+    for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let comm = std::fs::read_to_string(task.path().join("comm")).unwrap();
+        if names.contains(&comm.trim_end()) {
+            let tid: libc::pid_t = task.file_name().to_str().unwrap().parse().unwrap();
+            // SAFETY: the call takes no pointers.
+            let status =
+                unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGUSR1) };
+            assert_eq!(status, 0);
+        }
+    }
 }
 
 #[test]

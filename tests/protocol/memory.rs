@@ -314,6 +314,61 @@ fn case_37_only_sealed_memory_if_the_program_says_so() {
     );
 }
 
+/// Huge pages that the system does not have: sealed, long enough, and a SIGBUS at the first touch.
+#[test]
+fn case_37_huge_pages_that_are_not_there() {
+    run_with(
+        "case_37_huge",
+        |builder| builder.require_sealed_memory(true),
+        |rig| {
+            let sealed = [RegionSpec::new(0, 16 * MIB).sealed()];
+            let mut s = rig.builder().regions(&sealed).connect(rig.path());
+            let good = s.memory.regions()[0].clone();
+            let (free, page) = (meminfo("HugePages_Free"), meminfo("Hugepagesize") << 10);
+            let size = (free + 1) * page;
+            let huge = huge_memfd(size);
+            let wire = MemRegion {
+                gpa: 1 << 40,
+                size,
+                user_addr: 1 << 46,
+                mmap_offset: 0,
+            };
+            rig.all_refused(
+                &mut s,
+                &both(
+                    "more huge pages than there are",
+                    &good,
+                    wire,
+                    huge.as_raw_fd(),
+                ),
+            );
+        },
+    );
+}
+
+/// A number of `/proc/meminfo`.
+fn meminfo(name: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|rest| rest.trim_start_matches(':').split_whitespace().next());
+    number
+        .unwrap_or_else(|| panic!("no {name}"))
+        .parse()
+        .unwrap()
+}
+
+fn huge_memfd(length: u64) -> OwnedFd {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | libc::MFD_HUGETLB;
+    // SAFETY: the name is a terminated string; the descriptor is new and owned by nobody else.
+    unsafe {
+        let fd = libc::memfd_create(c"sim-huge".as_ptr(), flags);
+        assert!(fd >= 0);
+        assert_eq!(libc::ftruncate(fd, length as i64), 0);
+        assert_eq!(libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK), 0);
+        OwnedFd::from_raw_fd(fd)
+    }
+}
+
 #[test]
 fn case_48_a_ring_across_two_adjacent_regions() {
     run("case_48", |rig| {

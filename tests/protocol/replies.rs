@@ -76,6 +76,41 @@ fn case_11_exactly_one_reply() {
     });
 }
 
+/// Also when it fails for its size, where the library has not even looked at it.
+#[test]
+fn case_11_exactly_one_reply_to_one_of_the_wrong_size() {
+    run("case_11_size", |rig| {
+        let mut s = rig.session();
+        for request in [
+            req::GET_FEATURES,
+            req::SET_LOG_BASE,
+            req::GET_PROTOCOL_FEATURES,
+            req::GET_QUEUE_NUM,
+            req::IOTLB_MSG,
+            req::GET_CONFIG,
+            req::CREATE_CRYPTO_SESSION,
+            req::POSTCOPY_ADVISE,
+            req::POSTCOPY_END,
+            req::GET_INFLIGHT_FD,
+            req::GET_MAX_MEM_SLOTS,
+            req::GET_STATUS,
+            req::GET_SHARED_OBJECT,
+            req::SET_DEVICE_STATE_FD,
+            req::CHECK_DEVICE_STATE,
+            44,
+        ] {
+            s.fe().send(request, FLAG_NEED_REPLY, &[0; 9], &[]).unwrap();
+            s.fe()
+                .send(req::SET_OWNER, FLAG_NEED_REPLY, &[], &[])
+                .unwrap();
+            let reply = s.fe().recv_reply(request).unwrap();
+            assert_ne!(reply.u64().ok(), Some(0), "{}", wire::name(request));
+            assert_eq!(s.fe().recv_reply(req::SET_OWNER).unwrap().u64().unwrap(), 0);
+        }
+        works(&mut s);
+    });
+}
+
 #[test]
 fn case_12_a_failure_is_acknowledged_with_a_failure() {
     run("case_12", |rig| {
@@ -94,6 +129,24 @@ fn case_12_a_failure_is_acknowledged_with_a_failure() {
                 Bad::state(req::SET_VRING_ENDIAN, 0, 0),
             ],
         );
+    });
+}
+
+#[test]
+fn a_flood_of_bad_messages_leaves_a_few_log_lines() {
+    run("log_flood", |rig| {
+        let mut s = rig.session();
+        for _ in 0..5000 {
+            rig.refused(s.fe(), &Bad::state(req::SET_VRING_NUM, 0, 3));
+        }
+        works(&mut s);
+        s.disconnect();
+        for _ in 0..200 {
+            let fe = rig.frontend();
+            fe.send(77, 0, &[], &[]).unwrap();
+        }
+        let lines = rig.log_lines();
+        assert!((1..100).contains(&lines.len()), "{} log lines", lines.len());
     });
 }
 
@@ -139,6 +192,29 @@ fn case_14_a_peer_that_does_not_read_its_replies() {
             "the internal thread spins: {spent:?}"
         );
         rig.server.stop().unwrap();
+    });
+}
+
+/// Out-of-band bytes are no part of the stream, and nothing to spin for.
+#[test]
+fn out_of_band_bytes_are_passed_over() {
+    run("out_of_band", |rig| {
+        let mut s = rig.session();
+        for _ in 0..3 {
+            // SAFETY: one readable byte.
+            let sent =
+                unsafe { libc::send(s.fe().raw_fd(), [0xffu8].as_ptr().cast(), 1, libc::MSG_OOB) };
+            assert_eq!(sent, 1);
+            let before = thread_cpu("vu-protocol");
+            // A window to measure in, not something to wait for.
+            thread::sleep(Duration::from_millis(100));
+            let spent = thread_cpu("vu-protocol") - before;
+            assert!(
+                spent < Duration::from_millis(30),
+                "the internal thread spins: {spent:?}"
+            );
+            works(&mut s);
+        }
     });
 }
 

@@ -91,6 +91,19 @@ pub fn run_device_in(
     configure: impl FnOnce(ServerBuilder) -> ServerBuilder,
     test: impl FnOnce(&Rig, &Arc<Context>),
 ) {
+    let epoll = || Arc::new(Context::epoll().unwrap());
+    run_on(name, script, configure, epoll, test);
+}
+
+/// As [`run_device_in`], in another kind of context; nothing of it may be left in the end.
+#[track_caller]
+pub fn run_on(
+    name: &str,
+    script: Script,
+    configure: impl FnOnce(ServerBuilder) -> ServerBuilder,
+    context: impl FnOnce() -> Arc<Context>,
+    test: impl FnOnce(&Rig, &Arc<Context>),
+) {
     let _alone = alone();
     let _hang = HangGuard::secs(name, 120);
     // Rust programs ignore it; one that does not must survive a peer that goes away, too.
@@ -98,7 +111,7 @@ pub fn run_device_in(
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let before = process::fd_targets();
     {
-        let ctx = Arc::new(Context::epoll().unwrap());
+        let ctx = context();
         let rig = Rig::start(script, configure, &ctx);
         test(&rig, &ctx);
         rig.server.stop().unwrap();

@@ -225,6 +225,13 @@ impl Ring {
         Ok((number([a, b, c, d]), number([e, f, g, h])))
     }
 
+    /// Guests are not supposed to write here either.
+    pub fn set_used_entry(&self, position: u16, id: u32) -> Result<()> {
+        let slot = u64::from(position % self.layout.size);
+        self.used
+            .write(self.layout.used + 4 + 8 * slot, &id.to_le_bytes())
+    }
+
     pub fn avail_event(&self) -> Result<u16> {
         self.used_u16(4 + 8 * u64::from(self.layout.size))
             .map(|field| self.load(field))

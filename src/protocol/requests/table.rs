@@ -113,7 +113,7 @@ pub static REQUESTS: [RequestSpec; 44] = [
     row(id::POSTCOPY_END, "VHOST_USER_POSTCOPY_END", EMPTY, FdCount::NONE)
         .needs(Feature::PAGEFAULT).replies(Status(1)),
     row(id::GET_INFLIGHT_FD, "VHOST_USER_GET_INFLIGHT_FD", INFLIGHT, FdCount::NONE)
-        .needs(Feature::INFLIGHT_SHMFD).replies(Zeroed),
+        .needs(Feature::INFLIGHT_SHMFD).replies(Zeroed(Inflight::SIZE)),
     row(id::SET_INFLIGHT_FD, "VHOST_USER_SET_INFLIGHT_FD", INFLIGHT, FdCount::ONE)
         .needs(Feature::INFLIGHT_SHMFD),
     row(id::GPU_SET_SOCKET, "VHOST_USER_GPU_SET_SOCKET", EMPTY, FdCount::ONE),
