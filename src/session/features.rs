@@ -52,6 +52,9 @@ impl Session {
         if !self.shared.config_space.lock().is_empty() {
             offered |= ProtocolFeatures::CONFIG;
         }
+        if self.postcopy.is_possible() {
+            offered |= ProtocolFeatures::PAGEFAULT;
+        }
         offered
     }
 
@@ -74,6 +77,9 @@ impl Session {
                 libc::EBUSY,
                 format!("features {features:#x}: {changed:#x} change while a ring is started"),
             ));
+        }
+        if changed & F_LOG_ALL != 0 {
+            self.refuse_in_postcopy("dirty log")?;
         }
         self.features = features;
         self.switch_iotlb(features & ACCESS_PLATFORM != 0)?;

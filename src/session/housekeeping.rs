@@ -80,7 +80,7 @@ impl Session {
             let Some(failure) = queue.take_failure() else {
                 continue;
             };
-            queue.retire();
+            queue.condemn();
             queue.signal_error();
             count(&self.shared.counters.broken_rings);
             self.shared

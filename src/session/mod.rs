@@ -3,7 +3,7 @@
 //! * [`ask`] questions that the device must answer
 //! * [`intercept`] messages that the device sees first
 //! * [`dispatch`] the table of handlers, refusals and replies
-//! * [`features`], [`memory`], [`vrings`], [`config`], [`backend_channel`], [`in_band`] handlers by topic
+//! * [`features`], [`memory`], [`vrings`], [`config`], [`backend_channel`], [`in_band`], [`postcopy`] handlers by topic
 //! * [`housekeeping`] what every wait does; [`wait`] waiting for queues, interruptible by stop and hang-up
 //! * [`teardown`] the end of a connection
 
@@ -19,6 +19,7 @@ mod inflight;
 mod intercept;
 mod iotlb;
 mod memory;
+mod postcopy;
 mod reset;
 mod teardown;
 mod vring;
@@ -38,6 +39,7 @@ use crate::transport::{Expect, Message, Transport, TransportError};
 
 use backend_channel::BackendChannel;
 use inflight::InflightArea;
+use postcopy::Postcopy;
 use vring::Vring;
 
 /// Why a connection ends.
@@ -82,6 +84,9 @@ pub(crate) struct Session {
     used_since_owner: bool,
     /// Owners may still pin an older table than the current one.
     pins_pending: bool,
+    /// A lock that may be held through a page fault was busy: look again soon.
+    look_again_soon: bool,
+    postcopy: Postcopy,
 }
 
 /// Serves one front-end from its first to its last message.
@@ -102,6 +107,8 @@ pub(crate) fn serve(shared: &Arc<Shared>, connection: OwnedFd) {
         status: 0,
         used_since_owner: false,
         pins_pending: false,
+        look_again_soon: false,
+        postcopy: Postcopy::new(),
     };
     shared.logger.info(format_args!("front-end connected"));
     shared.gate.reopen();

@@ -36,6 +36,7 @@ impl Session {
             .drain_timeout
             .map(|timeout| Instant::now() + timeout);
         let queues = self.shared.queues();
+        self.give_up_postcopy(&queues);
         for queue in &queues {
             if !graceful {
                 // A completion that comes now has nobody to read it. A stop lets it through.
