@@ -51,6 +51,10 @@ mod memory;
 mod memory_slots;
 #[path = "protocol/misuse.rs"]
 mod misuse;
+#[path = "protocol/postcopy.rs"]
+mod postcopy;
+#[path = "protocol/postcopy_stuck.rs"]
+mod postcopy_stuck;
 #[path = "protocol/questions.rs"]
 mod questions;
 #[path = "protocol/replies.rs"]
