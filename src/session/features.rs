@@ -24,8 +24,13 @@ impl Session {
             | ProtocolFeatures::BACKEND_SEND_FD
             | ProtocolFeatures::HOST_NOTIFIER
             | ProtocolFeatures::RESET_DEVICE
-            | ProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | ProtocolFeatures::STATUS;
+            | ProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        // QEMU resets a device that has a status when the guest stops, before it asks for the state.
+        offered |= if self.shared.capabilities.contains(Capabilities::STATE) {
+            ProtocolFeatures::DEVICE_STATE
+        } else {
+            ProtocolFeatures::STATUS
+        };
         for (capability, feature) in [
             (Capabilities::RARP, ProtocolFeatures::RARP),
             (Capabilities::MTU, ProtocolFeatures::MTU),

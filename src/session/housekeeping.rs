@@ -16,6 +16,7 @@ impl Session {
     /// Errors end the connection.
     pub(super) fn keep_house(&mut self) -> Result<(), End> {
         self.renew_pins();
+        self.move_device_state();
         self.report_broken()?;
         self.offer_queues();
         self.serve_channel();

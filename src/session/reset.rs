@@ -23,6 +23,7 @@ impl Session {
 
     /// Memory and call descriptors stay: front-ends do not send them again after a reset.
     pub(super) fn reset_rings(&mut self) -> Result<(), End> {
+        self.cancel_transfer("the device is reset");
         let running: Vec<usize> = (0..self.vrings.len())
             .filter(|&i| self.vrings[i].is_started())
             .collect();

@@ -26,6 +26,7 @@ impl Session {
         self.shared
             .log_signal
             .clear(self.shared.internal.as_fd(), false);
+        self.cancel_transfer("the connection ends");
         if !graceful {
             // The peer must see at once that it is not served any more.
             self.transport.shutdown();

@@ -249,6 +249,8 @@ impl Session {
     }
 
     pub(super) fn start_ring(&mut self, index: usize, source: KickSource) {
+        // What runs changes the state, and a transfer is of one that does not.
+        self.cancel_transfer("a ring is started");
         let after_event = self.shared.stream.newest();
         let vring = &mut self.vrings[index];
         vring.kick = Some(Arc::new(source));

@@ -15,6 +15,7 @@ use crate::shared::poll_timeout;
 use crate::sync::Arc;
 use crate::virtqueue::Queue;
 
+use super::device_state::DeviceState;
 use super::{End, Session};
 
 /// A removal of memory waits for pops that are running, which is shorter than any sleep.
@@ -45,10 +46,21 @@ impl Session {
             .into_iter()
             .chain(self.look_again_soon.then_some(LOCK_NAP))
             .min();
+        let channels = fds.len();
+        if let DeviceState::Moving(transfer) = &self.device_state
+            && let Some((channel, events)) = transfer.interest()
+        {
+            fds.push(PollFd::new(channel, events));
+        }
+        let limit = if self.look_again_soon {
+            PollTimeout::from(LOCK_NAP_MS)
+        } else {
+            PollTimeout::NONE
+        };
         // Every signal is blocked on this thread, so there is no EINTR; other errors show up as no events.
         let _ = poll(&mut fds, poll_timeout(timeout));
         let seen = fds[1].revents().unwrap_or(PollFlags::empty());
-        let backend_ready = fds.get(2).is_some_and(|fd| fd.any() == Some(true));
+        let backend_ready = fds[2..channels].iter().any(|fd| fd.any() == Some(true));
         self.shared.internal.silence();
         if backend_ready {
             self.read_backend();
