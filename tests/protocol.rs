@@ -12,6 +12,8 @@ mod stop;
 mod device;
 #[path = "protocol/rig.rs"]
 mod rig;
+#[path = "protocol/state_script.rs"]
+mod state_script;
 
 #[path = "protocol/backend.rs"]
 mod backend;
@@ -31,6 +33,8 @@ mod device_classes;
 mod dirty_log;
 #[path = "protocol/endian.rs"]
 mod endian;
+#[path = "protocol/device_state.rs"]
+mod device_state;
 #[path = "protocol/features.rs"]
 mod features;
 #[path = "protocol/framing.rs"]
