@@ -56,8 +56,8 @@ impl Event {
             | (Event::RingBroken { index: a, .. }, Event::RingBroken { index: b, .. })
             | (Event::Orphaned { index: a }, Event::Orphaned { index: b }) => a == b,
             (Event::ConfigWritten { .. }, Event::ConfigWritten { .. })
-            | (Event::Completed(_), Event::Completed(_)) => false,
-            (Event::Asked(_), Event::Asked(_)) => false,
+            | (Event::Completed(_), Event::Completed(_))
+            | (Event::Asked(_), Event::Asked(_)) => false,
             _ => std::mem::discriminant(self) == std::mem::discriminant(earlier),
         }
     }

@@ -29,12 +29,12 @@ mod connections;
 mod descriptors;
 #[path = "protocol/device_classes.rs"]
 mod device_classes;
+#[path = "protocol/device_state.rs"]
+mod device_state;
 #[path = "protocol/dirty_log.rs"]
 mod dirty_log;
 #[path = "protocol/endian.rs"]
 mod endian;
-#[path = "protocol/device_state.rs"]
-mod device_state;
 #[path = "protocol/features.rs"]
 mod features;
 #[path = "protocol/framing.rs"]

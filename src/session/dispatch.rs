@@ -106,9 +106,9 @@ const HANDLERS: &[(u32, Handler)] = &[
     (id::SET_STATUS, Session::set_status),
     (id::GET_STATUS, Session::get_status),
     (id::GET_SHARED_OBJECT, Session::get_shared_object),
-    (id::GET_SHMEM_CONFIG, Session::get_shmem_config),
     (id::SET_DEVICE_STATE_FD, Session::set_device_state_fd),
     (id::CHECK_DEVICE_STATE, Session::check_device_state),
+    (id::GET_SHMEM_CONFIG, Session::get_shmem_config),
 ];
 
 fn handler(id: u32) -> Option<Handler> {

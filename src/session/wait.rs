@@ -40,23 +40,17 @@ impl Session {
         if let Some(backend) = &self.backend {
             fds.push(PollFd::new(backend.as_fd(), backend.interest()));
         }
-        let timeout = self
-            .channel_deadline()
-            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
-            .into_iter()
-            .chain(self.look_again_soon.then_some(LOCK_NAP))
-            .min();
         let channels = fds.len();
         if let DeviceState::Moving(transfer) = &self.device_state
             && let Some((channel, events)) = transfer.interest()
         {
             fds.push(PollFd::new(channel, events));
         }
-        let limit = if self.look_again_soon {
-            PollTimeout::from(LOCK_NAP_MS)
-        } else {
-            PollTimeout::NONE
-        };
+        let deadline = self
+            .channel_deadline()
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let nap = self.look_again_soon.then_some(LOCK_NAP);
+        let timeout = deadline.into_iter().chain(nap).min();
         // Every signal is blocked on this thread, so there is no EINTR; other errors show up as no events.
         let _ = poll(&mut fds, poll_timeout(timeout));
         let seen = fds[1].revents().unwrap_or(PollFlags::empty());

@@ -11,7 +11,8 @@ use super::device::{Script, Scripted};
 use super::rig::{Bad, Rig, acknowledging, alive, run, works};
 use crate::sim::echo::EchoRequest;
 use crate::sim::postcopy::PAGE;
-use crate::sim::wire::{self, protocol_feature, req};
+use crate::sim::shared::SharedFile;
+use crate::sim::wire::{self, feature, protocol_feature, req};
 use crate::sim::{
     Deadline, Frontend, GuestMemory, Region, RegionSpec, RingLayout, Session, SessionBuilder,
     SplitDriver,
@@ -158,6 +159,26 @@ fn case_68_postcopy_beside_running_rings_and_memory() {
         fe.set_mem_table(&[&region]).unwrap();
         refuses(&fe, req::POSTCOPY_LISTEN);
         fe.rem_mem_reg(&region).unwrap();
+        fe.postcopy_listen().unwrap();
+    });
+}
+
+#[test]
+fn case_68_postcopy_beside_a_dirty_log() {
+    run("postcopy_log", |rig| {
+        let fe = listening(rig);
+        let log = SharedFile::new(4096).unwrap();
+        let body = wire::log(4096, 0);
+        let bad = Bad::new(req::SET_LOG_BASE, body).fds(&[log.raw_fd()]);
+        rig.refused(&fe, &bad);
+        let logging = feature::PROTOCOL_FEATURES | feature::LOG_ALL;
+        rig.refused(&fe, &Bad::u64(req::SET_FEATURES, logging));
+        assert_eq!(fe.postcopy_end().unwrap(), 0);
+        fe.set_features(logging).unwrap();
+        fe.set_log_base(&log).unwrap();
+        fe.postcopy_advise().unwrap();
+        refuses(&fe, req::POSTCOPY_LISTEN);
+        fe.set_features(feature::PROTOCOL_FEATURES).unwrap();
         fe.postcopy_listen().unwrap();
     });
 }

@@ -188,6 +188,8 @@ impl Frontend {
 
     pub fn set_log_fd(&self, fd: RawFd) -> Result<()> {
         self.set(req::SET_LOG_FD, &[], &[fd])
+    }
+
     /// SET_DEVICE_STATE_FD; the reply, whose bits 0 to 7 are an error and bit 8 says that there is no descriptor.
     pub fn set_device_state_fd(&self, direction: u32, phase: u32, fd: RawFd) -> Result<u64> {
         let body = wire::vring_state(direction, phase);
