@@ -183,19 +183,16 @@ fn removing_a_region_frees_who_is_stuck_in_it() {
         s.start_queue(0);
         s.pages().hold(true);
         s.queues[0].kick_always().unwrap();
+        // All that the ring needs, so that nothing but the buffers is missing.
         let layout = s.queues[0].ring.layout();
-        for page in [layout.used, layout.avail, layout.desc] {
-            // The ring may have been looked at before this began to hold.
-            s.pages().supply(page);
-        }
+        let used = (0..3).map(|page| layout.used + page * PAGE);
+        used.chain([layout.avail, layout.desc])
+            .for_each(|page| s.pages().supply(page));
         s.pages().wait_wanted(SECOND.gpa);
         let second = s.memory.region_at(SECOND.gpa, 1).unwrap();
         s.fe().rem_mem_reg(&second).unwrap();
-        s.pages().hold(false);
-        s.queues[0]
-            .call
-            .wait("call", Deadline::after(SOON))
-            .unwrap();
+        let deadline = Deadline::after(SOON);
+        s.queues[0].call.wait("call", deadline).unwrap();
         alive(s.fe());
     });
 }
