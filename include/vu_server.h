@@ -911,6 +911,29 @@ typedef struct vu_device_ops {
      * answers for what follows.
      */
     int (*message)(void *dev, struct vu_message *message);
+    /**
+     * Fills `buffer` with the device's state from byte `offset` of it on, for
+     * another host to load (SET_DEVICE_STATE_FD; "Migrating back-end state" in
+     * the vhost-user specification). Returns how many bytes, up to `size`; 0
+     * at the end; or -errno, which fails the transfer. All rings are stopped.
+     * Pieces are asked for in order, each once, and 0 begins anew; a transfer
+     * that is given up just ends. Needs load_state. A device with the two has
+     * no status (SET_STATUS is not offered): QEMU resets a device that has one
+     * when the guest stops, before it asks for the state.
+     */
+    int64_t (*save_state)(void *dev,
+                          uint64_t offset,
+                          void *buffer,
+                          size_t size);
+    /**
+     * Takes over a state that save_state gave on another host: `size` bytes
+     * from `offset` on, in pieces of any size. Size 0 is the end, where the
+     * device says whether the state is complete and good. Returns 0 or -errno.
+     */
+    int (*load_state)(void *dev,
+                      uint64_t offset,
+                      const void *bytes,
+                      size_t size);
 } vu_device_ops;
 
 /**

@@ -12,6 +12,8 @@ mod stop;
 mod device;
 #[path = "protocol/rig.rs"]
 mod rig;
+#[path = "protocol/state_script.rs"]
+mod state_script;
 
 #[path = "protocol/backend.rs"]
 mod backend;
@@ -27,6 +29,8 @@ mod connections;
 mod descriptors;
 #[path = "protocol/device_classes.rs"]
 mod device_classes;
+#[path = "protocol/device_state.rs"]
+mod device_state;
 #[path = "protocol/dirty_log.rs"]
 mod dirty_log;
 #[path = "protocol/endian.rs"]
@@ -51,6 +55,10 @@ mod memory;
 mod memory_slots;
 #[path = "protocol/misuse.rs"]
 mod misuse;
+#[path = "protocol/postcopy.rs"]
+mod postcopy;
+#[path = "protocol/postcopy_stuck.rs"]
+mod postcopy_stuck;
 #[path = "protocol/questions.rs"]
 mod questions;
 #[path = "protocol/replies.rs"]

@@ -24,8 +24,13 @@ impl Session {
             | ProtocolFeatures::BACKEND_SEND_FD
             | ProtocolFeatures::HOST_NOTIFIER
             | ProtocolFeatures::RESET_DEVICE
-            | ProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | ProtocolFeatures::STATUS;
+            | ProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        // QEMU resets a device that has a status when the guest stops, before it asks for the state.
+        offered |= if self.shared.capabilities.contains(Capabilities::STATE) {
+            ProtocolFeatures::DEVICE_STATE
+        } else {
+            ProtocolFeatures::STATUS
+        };
         for (capability, feature) in [
             (Capabilities::RARP, ProtocolFeatures::RARP),
             (Capabilities::MTU, ProtocolFeatures::MTU),
@@ -52,6 +57,9 @@ impl Session {
         if !self.shared.config_space.lock().is_empty() {
             offered |= ProtocolFeatures::CONFIG;
         }
+        if self.postcopy.is_possible() {
+            offered |= ProtocolFeatures::PAGEFAULT;
+        }
         offered
     }
 
@@ -74,6 +82,9 @@ impl Session {
                 libc::EBUSY,
                 format!("features {features:#x}: {changed:#x} change while a ring is started"),
             ));
+        }
+        if changed & F_LOG_ALL != 0 {
+            self.refuse_in_postcopy("dirty log")?;
         }
         self.features = features;
         self.switch_iotlb(features & ACCESS_PLATFORM != 0)?;

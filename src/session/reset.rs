@@ -12,21 +12,33 @@ impl Session {
     /// Deprecated in the specification, which recommends to treat it as a stop of all rings.
     pub(super) fn reset_owner(&mut self, _: &mut Message) -> Handled {
         self.reset_rings()?;
+        self.forget_where_rings_stood();
         Ok(Answer::Done)
     }
 
     pub(super) fn reset_device(&mut self, _: &mut Message) -> Handled {
         self.reset_rings()?;
+        self.forget_where_rings_stood();
         self.status = 0;
         Ok(Answer::Done)
     }
 
+    fn forget_where_rings_stood(&mut self) {
+        for vring in &mut self.vrings {
+            vring.stood = None;
+        }
+    }
+
     /// Memory and call descriptors stay: front-ends do not send them again after a reset.
     pub(super) fn reset_rings(&mut self) -> Result<(), End> {
+        self.cancel_transfer("the device is reset");
         let running: Vec<usize> = (0..self.vrings.len())
             .filter(|&i| self.vrings[i].is_started())
             .collect();
         self.stop_rings(&running, StopReason::Reset)?;
+        for index in running {
+            self.vrings[index].stood = Some(self.vrings[index].base);
+        }
         for index in 0..self.vrings.len() {
             self.vrings[index].reset();
             if let Some(queue) = self.shared.queue(index as u32) {

@@ -108,6 +108,7 @@ impl Session {
         self.refuse_running(index, "base")?;
         // A split ring's index has 16 bits; what front-ends put above them has no meaning.
         self.vrings[index].base = num as u16;
+        self.vrings[index].stood = None;
         Ok(Answer::Done)
     }
 
@@ -249,9 +250,12 @@ impl Session {
     }
 
     pub(super) fn start_ring(&mut self, index: usize, source: KickSource) {
+        // What runs changes the state, and a transfer is of one that does not.
+        self.cancel_transfer("a ring is started");
         let after_event = self.shared.stream.newest();
         let vring = &mut self.vrings[index];
         vring.kick = Some(Arc::new(source));
+        vring.stood = None;
         vring.prepared = false;
         vring.after_event = after_event;
         self.used_since_owner = true;
@@ -394,9 +398,10 @@ impl Session {
         if self.vrings[at].is_started() {
             self.stop_rings(&[at], StopReason::VringBase)?;
         }
+        let vring = &self.vrings[at];
         let reply = VringState {
             index,
-            num: u32::from(self.vrings[at].base),
+            num: u32::from(vring.stood.unwrap_or(vring.base)),
         };
         Ok(Answer::Reply(reply.encode()))
     }

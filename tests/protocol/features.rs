@@ -31,6 +31,7 @@ fn what_is_offered() {
                 | protocol_feature::REPLY_ACK
                 | protocol_feature::BACKEND_REQ
                 | protocol_feature::CROSS_ENDIAN
+                | protocol_feature::PAGEFAULT
                 | protocol_feature::BACKEND_SEND_FD
                 | protocol_feature::HOST_NOTIFIER
                 | protocol_feature::CONFIG

@@ -11,7 +11,8 @@ use super::error::Result;
 use super::frontend::{Frontend, TIMEOUT};
 use super::inflight::Inflight;
 use super::memory::{GuestMemory, Region, RegionSpec};
-use super::wire::{feature, protocol_feature};
+use super::postcopy::Pages;
+use super::wire::{feature, protocol_feature, req};
 use std::os::fd::AsRawFd;
 
 /// Device status of a running device, virtio's ACKNOWLEDGE, DRIVER,
@@ -33,6 +34,7 @@ pub struct SessionBuilder {
     start: bool,
     kick_fd: bool,
     call_fd: bool,
+    postcopy: bool,
     timeout: Duration,
 }
 
@@ -59,6 +61,7 @@ impl Default for SessionBuilder {
             start: true,
             kick_fd: true,
             call_fd: true,
+            postcopy: false,
             timeout: TIMEOUT,
         }
     }
@@ -132,6 +135,15 @@ impl SessionBuilder {
         self
     }
 
+    /// Takes the guest over from another host in postcopy. The rings are not started: whoever is to see them full
+    /// of what is still to come empties the memory first.
+    pub fn postcopy(mut self) -> Self {
+        self.postcopy = true;
+        self.start = false;
+        self.protocol_features |= protocol_feature::PAGEFAULT;
+        self
+    }
+
     /// The limit of every wait of the session's front-end.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = limit;
@@ -159,6 +171,8 @@ impl SessionBuilder {
             protocol_features: 0,
             backend: None,
             inflight: None,
+            pages: None,
+            addresses: Vec::new(),
             bases: vec![0; self.queues.into()],
             plan: self,
         };
@@ -186,6 +200,10 @@ pub struct Session {
     pub backend: Option<BackendChannel>,
     /// What the back-end keeps of its requests in flight.
     pub inflight: Option<Inflight>,
+    /// The guest's pages while it arrives in postcopy.
+    pub pages: Option<Pages>,
+    /// Where the back-end has mapped each region then.
+    pub addresses: Vec<u64>,
     /// By queue: where the ring goes on at its next start.
     pub bases: Vec<u32>,
     plan: SessionBuilder,
@@ -231,7 +249,11 @@ impl Session {
         } else {
             None
         };
-        self.announce_memory(&frontend)?;
+        if self.plan.postcopy {
+            self.announce_arriving_memory(&frontend)?;
+        } else {
+            self.announce_memory(&frontend)?;
+        }
         if self.plan.inflight {
             if self.inflight.is_none() {
                 let (queues, size) = (self.plan.queues, self.plan.queue_size);
@@ -243,6 +265,35 @@ impl Session {
         }
         self.frontend = Some(frontend);
         Ok(())
+    }
+
+    fn announce_arriving_memory(&mut self, frontend: &Frontend) -> Result<()> {
+        self.pages = Some(Pages::serve(frontend.postcopy_advise()?));
+        frontend.postcopy_listen()?;
+        let regions = self.memory.regions();
+        if self.plan.mem_slots {
+            let offers = regions.iter().map(|region| frontend.offer_mem_reg(region));
+            self.addresses = offers.collect::<Result<_>>()?;
+            return frontend.end_update(req::ADD_MEM_REG);
+        }
+        let regions: Vec<&Region> = regions.iter().map(Arc::as_ref).collect();
+        self.addresses = frontend.offer_mem_table(&regions)?;
+        frontend.end_update(req::SET_MEM_TABLE)
+    }
+
+    /// What is in the guest's memory stays behind on the other host for now.
+    #[track_caller]
+    pub fn evacuate(&self) {
+        for (region, base) in self.memory.regions().iter().zip(&self.addresses) {
+            self.pages().evacuate(region, *base);
+        }
+    }
+
+    #[track_caller]
+    pub fn pages(&self) -> &Pages {
+        self.pages
+            .as_ref()
+            .expect("a guest that arrives in postcopy")
     }
 
     fn announce_memory(&self, frontend: &Frontend) -> Result<()> {
@@ -335,7 +386,8 @@ impl Session {
         }
     }
 
-    fn close(&mut self) {
+    /// Closes and looks at nothing.
+    pub fn close(&mut self) {
         self.frontend = None;
         self.backend = None;
     }
