@@ -39,6 +39,8 @@ mod endian;
 mod features;
 #[path = "protocol/framing.rs"]
 mod framing;
+#[path = "protocol/gpa_addresses.rs"]
+mod gpa_addresses;
 #[path = "protocol/in_band.rs"]
 mod in_band;
 #[path = "protocol/inflight.rs"]

@@ -24,7 +24,8 @@ impl Session {
             | ProtocolFeatures::BACKEND_SEND_FD
             | ProtocolFeatures::HOST_NOTIFIER
             | ProtocolFeatures::RESET_DEVICE
-            | ProtocolFeatures::CONFIGURE_MEM_SLOTS;
+            | ProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | ProtocolFeatures::GPA_ADDRESSES;
         // QEMU resets a device that has a status when the guest stops, before it asks for the state.
         offered |= if self.shared.capabilities.contains(Capabilities::STATE) {
             ProtocolFeatures::DEVICE_STATE
@@ -136,6 +137,7 @@ impl Session {
             ));
         }
         Self::check_in_band(acked)?;
+        self.check_address_change(acked)?;
         self.shared.set_suspends_inflight(suspends);
         let changed = acked != self.protocol_features;
         self.protocol_features = acked;
@@ -145,6 +147,22 @@ impl Session {
             self.push_features();
         }
         Ok(Answer::Done)
+    }
+
+    /// Regions are known by the addresses that they were announced with.
+    fn check_address_change(&self, acked: ProtocolFeatures) -> Result<(), Fault> {
+        let changed = acked.symmetric_difference(self.protocol_features);
+        let gpa = ProtocolFeatures::GPA_ADDRESSES;
+        if changed.contains(gpa) && !self.shared.table.current().is_empty() {
+            return Err(Fault::refuse(
+                libc::EBUSY,
+                format!(
+                    "protocol features {:#x}: {gpa:?} changed while there is memory",
+                    acked.bits()
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// A front-end may say this again on the same connection: QEMU does when it unplugs the device and plugs

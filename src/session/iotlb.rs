@@ -48,9 +48,14 @@ impl Session {
             self.park_rings(first, last)?;
             current.without(first, last)
         };
+        let keeps_all = next.keeps_all_of(&current);
         self.iotlb = Some(Arc::new(next));
         self.shared.misses.answered(first, last);
-        self.publish_again()?;
+        if keeps_all {
+            self.install_again();
+        } else {
+            self.publish_again()?;
+        }
         Ok(Answer::u64(0))
     }
 

@@ -3,6 +3,7 @@
 use crate::context::owner::State;
 use crate::context::{Mail, registry};
 use crate::memory::{MAX_SLOTS, MemoryError, MemoryPolicy, RegionDesc, RegionTable};
+use crate::protocol::features::ProtocolFeatures;
 use crate::protocol::messages::{MemTable, MemoryRegion, SingleRegion, is_postcopy_marker};
 use crate::sync::{Arc, Ordering};
 use crate::transport::Message;
@@ -10,15 +11,6 @@ use crate::virtqueue::Queue;
 
 use super::dispatch::{Answer, Fault, Handled};
 use super::{End, Session};
-
-fn desc(region: &MemoryRegion) -> RegionDesc {
-    RegionDesc {
-        gpa: region.guest_address,
-        size: region.size,
-        user_addr: region.user_address,
-        mmap_offset: region.mmap_offset,
-    }
-}
 
 impl From<MemoryError> for Fault {
     fn from(error: MemoryError) -> Self {
@@ -33,6 +25,28 @@ impl Session {
         }
     }
 
+    /// The front-end's own address of a region, by which it names rings and translations. With GPA_ADDRESSES it names them
+    /// by the guest's.
+    fn user_address_of(&self, region: &MemoryRegion) -> u64 {
+        if self
+            .protocol_features
+            .contains(ProtocolFeatures::GPA_ADDRESSES)
+        {
+            region.guest_address
+        } else {
+            region.user_address
+        }
+    }
+
+    fn desc(&self, region: &MemoryRegion) -> RegionDesc {
+        RegionDesc {
+            gpa: region.guest_address,
+            size: region.size,
+            user_addr: self.user_address_of(region),
+            mmap_offset: region.mmap_offset,
+        }
+    }
+
     pub(super) fn set_mem_table(&mut self, message: &mut Message) -> Handled {
         if is_postcopy_marker(&message.body) {
             return self.finish_update();
@@ -41,7 +55,7 @@ impl Session {
         let regions: Vec<_> = table
             .regions
             .iter()
-            .map(desc)
+            .map(|region| self.desc(region))
             .zip(message.fds.drain(..))
             .collect();
         let newest = self.newest_table();
@@ -71,7 +85,7 @@ impl Session {
         };
         let newest = self.newest_table();
         let next = newest.with_added(
-            desc(&region),
+            self.desc(&region),
             fd.as_fd(),
             self.policy(),
             newest.generation() + 1,
@@ -88,13 +102,9 @@ impl Session {
             return self.finish_update();
         }
         let SingleRegion(region) = SingleRegion::decode_remove(&message.body)?;
+        let user_address = self.user_address_of(&region);
         let without = |table: &RegionTable, generation| {
-            table.with_removed(
-                region.guest_address,
-                region.size,
-                region.user_address,
-                generation,
-            )
+            table.with_removed(region.guest_address, region.size, user_address, generation)
         };
         let (current, newest) = (self.shared.table.current(), self.newest_table());
         let update = without(&newest, newest.generation())?;
@@ -109,8 +119,14 @@ impl Session {
 
     /// The same memory, with what else a table says as it is now.
     pub(super) fn publish_again(&mut self) -> Result<(), End> {
+        self.install_again();
+        self.wait_for_pops()
+    }
+
+    /// As [`publish_again`](Self::publish_again), if a pop may go on with what the table said before.
+    pub(super) fn install_again(&mut self) {
         let current = self.shared.table.current();
-        self.publish(current.again(current.generation() + 1))
+        self.install(current.again(current.generation() + 1));
     }
 
     pub(super) fn forget_memory(&mut self) -> Result<(), End> {

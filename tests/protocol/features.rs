@@ -38,6 +38,7 @@ fn what_is_offered() {
                 | protocol_feature::INFLIGHT_SHMFD
                 | protocol_feature::RESET_DEVICE
                 | protocol_feature::CONFIGURE_MEM_SLOTS
+                | protocol_feature::GPA_ADDRESSES
                 | protocol_feature::STATUS;
             assert_eq!(fe.get_protocol_features().unwrap(), protocol);
             assert_eq!(fe.get_queue_num().unwrap(), 2);

@@ -107,6 +107,7 @@ pub mod protocol_feature {
     pub const STATUS: u64 = 1 << 16;
     pub const XEN_MMAP: u64 = 1 << 17;
     pub const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
+    pub const GPA_ADDRESSES: u64 = 1 << 21;
     pub const SHARED_OBJECT: u64 = 1 << 18;
     pub const SHMEM: u64 = 1 << 22;
     pub const DEVICE_STATE: u64 = 1 << 19;
