@@ -262,8 +262,12 @@
 #define VU_CTX_OPS_INIT .struct_size = sizeof(vu_ctx_ops)
 #define VU_DEVICE_OPS_INIT .struct_size = sizeof(vu_device_ops)
 #ifdef __cplusplus
-#define VU_INIT_(type) \
-    ([]() -> type { type init = type(); init.struct_size = sizeof init; return init; }())
+#define VU_INIT_(type)                  \
+    ([]() -> type {                     \
+        type init = type();             \
+        init.struct_size = sizeof init; \
+        return init;                    \
+    }())
 #else
 #define VU_INIT_(type) { .struct_size = sizeof(type) }
 #endif
