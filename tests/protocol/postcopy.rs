@@ -8,7 +8,7 @@ use std::thread;
 use vu_server::{Address, Server};
 
 use super::device::{Script, Scripted};
-use super::rig::{Bad, Rig, acknowledging, alive, run, works};
+use super::rig::{Bad, Rig, acknowledging, alive, run, without, works};
 use crate::sim::echo::EchoRequest;
 use crate::sim::postcopy::PAGE;
 use crate::sim::shared::SharedFile;
@@ -93,7 +93,11 @@ pub fn answered(session: &mut Session, request: &EchoRequest) {
 
 #[track_caller]
 fn advised(rig: &Rig) -> Frontend {
-    let fe = acknowledging(rig);
+    advise(acknowledging(rig))
+}
+
+#[track_caller]
+fn advise(fe: Frontend) -> Frontend {
     fe.postcopy_advise().unwrap();
     // The back-end has let go of what it sent.
     alive(&fe);
@@ -226,36 +230,49 @@ fn the_end_marker_of_an_update_has_a_meaning_in_postcopy_only() {
 #[test]
 fn replies_tell_where_the_memory_is_mapped() {
     run("postcopy_addresses", |rig| {
-        let fe = listening(rig);
-        let specs = [0, 1 << 32, 2 << 32].map(|gpa| RegionSpec::new(gpa, REGION));
-        let [first, second, third] = specs.map(|spec| Region::new(spec).unwrap());
-        // In the order of the message, which need not be that of the addresses.
-        let told = fe.offer_mem_table(&[&second, &first]).unwrap();
-        fe.end_update(req::SET_MEM_TABLE).unwrap();
-        alive(&fe);
-        let third_at = fe.offer_mem_reg(&third).unwrap();
-        fe.end_update(req::ADD_MEM_REG).unwrap();
-        // What stays keeps its place and is not registered again.
-        let again = fe.offer_mem_table(&[&first, &second, &third]).unwrap();
-        assert_eq!(again, [told[1], told[0], third_at]);
-        fe.end_update(req::SET_MEM_TABLE).unwrap();
-        alive(&fe);
-        assert_eq!(rig.server.stats().memory_regions, 3);
-        // The mappings are of the files that were sent: this process is the back-end's.
-        for (region, at) in [(&second, told[0]), (&first, told[1]), (&third, third_at)] {
-            let gpa = region.spec().gpa;
-            region.write(gpa + 8, &at.to_ne_bytes()).unwrap();
-            let host = std::ptr::with_exposed_provenance::<u64>(at as usize + 8);
-            // SAFETY: mapped as long as the connection lives, aligned, and the page is there.
-            assert_eq!(unsafe { host.read_volatile() }, at);
-        }
-        fe.rem_mem_reg(&second).unwrap();
-        assert_eq!(rig.server.stats().memory_regions, 2);
-        assert_eq!(fe.postcopy_end().unwrap(), 0);
-        // Afterwards the acknowledgement is the usual one again.
-        fe.add_mem_reg(&second).unwrap();
-        fe.set_mem_table(&[&third]).unwrap();
+        addresses_are_told(rig, listening(rig));
     });
+}
+
+#[test]
+fn they_tell_it_also_by_the_guests_addresses() {
+    run("postcopy_gpa_addresses", |rig| {
+        let fe = advise(without(rig, 0));
+        fe.postcopy_listen().unwrap();
+        addresses_are_told(rig, fe);
+    });
+}
+
+#[track_caller]
+fn addresses_are_told(rig: &Rig, fe: Frontend) {
+    let specs = [0, 1 << 32, 2 << 32].map(|gpa| RegionSpec::new(gpa, REGION));
+    let [first, second, third] = specs.map(|spec| Region::new(spec).unwrap());
+    // In the order of the message, which need not be that of the addresses.
+    let told = fe.offer_mem_table(&[&second, &first]).unwrap();
+    fe.end_update(req::SET_MEM_TABLE).unwrap();
+    alive(&fe);
+    let third_at = fe.offer_mem_reg(&third).unwrap();
+    fe.end_update(req::ADD_MEM_REG).unwrap();
+    // What stays keeps its place and is not registered again.
+    let again = fe.offer_mem_table(&[&first, &second, &third]).unwrap();
+    assert_eq!(again, [told[1], told[0], third_at]);
+    fe.end_update(req::SET_MEM_TABLE).unwrap();
+    alive(&fe);
+    assert_eq!(rig.server.stats().memory_regions, 3);
+    // The mappings are of the files that were sent: this process is the back-end's.
+    for (region, at) in [(&second, told[0]), (&first, told[1]), (&third, third_at)] {
+        let gpa = region.spec().gpa;
+        region.write(gpa + 8, &at.to_ne_bytes()).unwrap();
+        let host = std::ptr::with_exposed_provenance::<u64>(at as usize + 8);
+        // SAFETY: mapped as long as the connection lives, aligned, and the page is there.
+        assert_eq!(unsafe { host.read_volatile() }, at);
+    }
+    fe.rem_mem_reg(&second).unwrap();
+    assert_eq!(rig.server.stats().memory_regions, 2);
+    assert_eq!(fe.postcopy_end().unwrap(), 0);
+    // Afterwards the acknowledgement is the usual one again.
+    fe.add_mem_reg(&second).unwrap();
+    fe.set_mem_table(&[&third]).unwrap();
 }
 
 #[test]
