@@ -27,7 +27,7 @@ impl Session {
 
     /// The front-end's own address of a region, by which it names rings and translations. With GPA_ADDRESSES it names them
     /// by the guest's.
-    fn user_address_of(&self, region: &MemoryRegion) -> u64 {
+    pub(super) fn user_address_of(&self, region: &MemoryRegion) -> u64 {
         if self
             .protocol_features
             .contains(ProtocolFeatures::GPA_ADDRESSES)

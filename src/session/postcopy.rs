@@ -210,7 +210,7 @@ impl Session {
     /// SET_MEM_TABLE: the reply is the same table with our addresses in the place of the front-end's.
     pub(super) fn announce_table(&mut self, mut table: MemTable, next: RegionTable) -> Handled {
         for region in &mut table.regions {
-            tell_address(region, &next);
+            self.tell_address(region, &next);
         }
         self.begin_update(next)?;
         Ok(Answer::Reply(table.encode()))
@@ -222,7 +222,7 @@ impl Session {
         mut region: MemoryRegion,
         next: RegionTable,
     ) -> Handled {
-        tell_address(&mut region, &next);
+        self.tell_address(&mut region, &next);
         self.begin_update(next)?;
         Ok(Answer::Reply(SingleRegion(region).encode()))
     }
@@ -262,11 +262,12 @@ impl Session {
             ));
         }
     }
-}
 
-/// Every region of a wire table is in the table that was made of it.
-fn tell_address(region: &mut MemoryRegion, table: &RegionTable) {
-    if let Some(host) = table.translate_user(region.user_address, region.size) {
-        region.user_address = host.addr() as u64;
+    /// Every region of a wire table is in the table that was made of it.
+    fn tell_address(&self, region: &mut MemoryRegion, table: &RegionTable) {
+        let user_address = self.user_address_of(region);
+        if let Some(host) = table.translate_user(user_address, region.size) {
+            region.user_address = host.addr() as u64;
+        }
     }
 }
