@@ -131,6 +131,21 @@ impl Session {
         }
     }
 
+    /// There is a new channel, on which nothing has been asked yet.
+    pub(super) fn ask_again(&mut self) {
+        if self.iotlb.is_none() {
+            return;
+        }
+        self.shared.misses.clear();
+        for index in 0..self.vrings.len() {
+            if !self.vrings[index].prepared {
+                self.ask_for_areas(index);
+            }
+        }
+        // Queues that are paused look again.
+        self.install_again();
+    }
+
     /// How the guest's addresses are translated now.
     pub(super) fn translations(&self) -> Option<Arc<Translations>> {
         self.iotlb.clone()
