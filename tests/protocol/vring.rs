@@ -143,7 +143,7 @@ fn case_45_the_size_set_very_often_and_on_a_started_ring() {
             wire::VERSION,
             &wire::vring_state(0, 32768),
         );
-        let mut set = |times| {
+        let set = |times| {
             for _ in 0..times / 100 {
                 s.fe().send_bytes(&many.repeat(100), &[]).unwrap();
             }
