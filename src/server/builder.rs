@@ -300,9 +300,14 @@ impl ServerBuilder {
         if self.name.contains('\0') {
             return Err(Error::invalid("name: has a NUL byte"));
         }
+        let mut masked = self.masked;
+        if masked & features::VERSION_1 != 0 {
+            // There is no legacy packed ring.
+            masked |= features::RING_PACKED;
+        }
         Ok(Config {
             name: self.name,
-            features: self.features | features::LIBRARY & !self.masked,
+            features: self.features | features::LIBRARY & !masked,
             num_queues: self.queues,
             max_queue_size: size as u16,
             elem_priv_size: self.elem_priv_size,

@@ -20,6 +20,7 @@ mod intercept;
 mod iotlb;
 mod memory;
 mod reset;
+mod ring_areas;
 mod teardown;
 mod vring;
 mod vrings;

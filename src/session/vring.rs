@@ -9,8 +9,8 @@ pub(super) struct Vring {
     /// Descriptors; 0 until SET_VRING_NUM.
     pub(super) size: u16,
     pub(super) addresses: Option<VringAddr>,
-    /// Where the available ring begins at the next start.
-    pub(super) base: u16,
+    /// Where the ring begins at the next start, in the form of SET_VRING_BASE; `None` before the first start.
+    pub(super) base: Option<u32>,
     /// What SET_VRING_ENDIAN said; a legacy ring has the machine's order without it.
     pub(super) big_endian: Option<bool>,
     /// Set: the front-end has started the ring.

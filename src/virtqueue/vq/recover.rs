@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::memory::RegionTable;
 use crate::sync::{Arc, Ordering};
 use crate::virtqueue::inflight_area::Tracker;
+use crate::virtqueue::ring::Areas;
 use crate::virtqueue::slot::Slot;
 use crate::virtqueue::split::RecoveredHeads;
 use crate::virtqueue::used::UsedRing;
@@ -22,7 +23,9 @@ impl Queue {
         let Some(region) = &setup.inflight else {
             return Ok(());
         };
-        let areas = resolve(setup, table, self.index)?;
+        let Areas::Split(areas) = resolve(setup, table, self.index)? else {
+            return Ok(());
+        };
         let used = UsedRing::read_index(areas, setup.features);
         let returned = |n| UsedRing::read_head(areas, setup.features, used, n);
         let recovered = region

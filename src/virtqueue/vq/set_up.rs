@@ -5,24 +5,26 @@ use crate::device::StopReason;
 use crate::error::{Error, Result};
 use crate::memory::RegionTable;
 use crate::sync::{Arc, Ordering};
-use crate::virtqueue::areas::{SplitAreas, SplitLayout};
+use crate::virtqueue::areas::{PACKED_AREAS, RingLayout, SPLIT_AREAS, SplitAreas};
+use crate::virtqueue::packed_areas::PackedAreas;
+use crate::virtqueue::ring::Areas;
 use crate::virtqueue::ring_error::RingError;
 
-use super::{Queue, Setup};
+use super::{Base, Queue, Setup};
 
 impl Queue {
     /// A fresh ring that begins at `base`, or with `None` a new kick descriptor for the same one. The queue is
     /// INTERNAL.
-    pub(crate) fn prepare(&self, mut setup: Setup, base: Option<u16>) {
+    pub(crate) fn prepare(&self, mut setup: Setup, base: Option<Base>) {
         let mut place = self.setup.lock();
         setup.incarnation = place.as_ref().map_or(0, |before| before.incarnation);
         if let Some(base) = base {
             setup.incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed) + 1;
             self.broken.store(false, Ordering::Release);
             *self.failure.lock() = None;
-            self.popped.store(u64::from(base), Ordering::Release);
+            self.popped.store(base.avail, Ordering::Release);
             *self.recovered.lock() = None;
-            self.publication.lock().revive();
+            self.publication.lock().revive(base.used);
             self.gate.reopen();
         }
         *place = Some(setup);
@@ -73,9 +75,17 @@ impl Queue {
 
     /// Where the driver's next buffer is; exact while the queue is INTERNAL. What a predecessor had in flight lies before
     /// that, popped again by now or not.
-    pub(crate) fn next_avail(&self) -> u16 {
+    fn next_avail(&self) -> u64 {
         let end = self.recovered.lock().as_ref().map_or(0, |list| list.end());
-        self.popped().max(end) as u16
+        self.popped().max(end)
+    }
+
+    /// Where a retired ring has stopped.
+    pub(crate) fn base(&self) -> Base {
+        Base {
+            avail: self.next_avail(),
+            used: self.publication.lock().base(),
+        }
     }
 
     /// How many chains were popped; exact while the queue is INTERNAL.
@@ -109,21 +119,31 @@ pub(super) fn ring_error(index: u32, error: &RingError) -> Error {
 }
 
 /// Host pointers of the three areas, each in full length inside one region.
-pub(crate) fn resolve(setup: &Setup, table: &RegionTable, index: u32) -> Result<SplitAreas> {
-    let layout = SplitLayout::new(setup.size, setup.features.event_idx);
+pub(crate) fn resolve(setup: &Setup, table: &RegionTable, index: u32) -> Result<Areas> {
+    let (layout, names) = if setup.packed {
+        (RingLayout::packed(setup.size), PACKED_AREAS)
+    } else {
+        let layout = RingLayout::split(setup.size, setup.features.event_idx);
+        (layout, SPLIT_AREAS)
+    };
     let area = |name: &str, address: u64, len: usize| {
         table.translate_user(address, len as u64).ok_or_else(|| {
             Error::new(
                 libc::EFAULT,
-                format!(
-                    "queue {index}: {name} ring at {address:#x}, {len} bytes: not in one region"
-                ),
+                format!("queue {index}: {name} at {address:#x}, {len} bytes: not in one region"),
             )
         })
     };
-    let desc = area("descriptor", setup.desc, layout.desc)?;
-    let avail = area("available", setup.avail, layout.avail)?;
-    let used = area("used", setup.used, layout.used)?;
+    let desc = area(names[0], setup.desc, layout.desc)?;
+    let avail = area(names[1], setup.avail, layout.avail)?;
+    let used = area(names[2], setup.used, layout.used)?;
     // SAFETY: each area is translated in its full length, and who keeps the result keeps `table`.
-    unsafe { SplitAreas::new(desc, avail, used, setup.size) }.map_err(|e| ring_error(index, &e))
+    let areas = unsafe {
+        if setup.packed {
+            PackedAreas::new(desc, avail, used, setup.size).map(Areas::Packed)
+        } else {
+            SplitAreas::new(desc, avail, used, setup.size).map(Areas::Split)
+        }
+    };
+    areas.map_err(|e| ring_error(index, &e))
 }
