@@ -29,6 +29,10 @@ impl Format for Packed {
             table.at = 0;
             table.wrap = !table.wrap;
         }
+        if table.at == head {
+            let entries = table.entries;
+            return Err(Box::new(RingError::Endless { head, entries }));
+        }
         // SAFETY: at < entries. Relaxed: the flags of the first descriptor were loaded with Acquire, and the driver stores
         // those last.
         let desc = unsafe { Desc::read_packed(table.base, table.at, Ordering::Relaxed) };
