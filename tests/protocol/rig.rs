@@ -125,13 +125,14 @@ pub fn run_on(
     );
 }
 
-struct Looper {
+/// A thread that runs a context.
+pub struct Looper {
     ctx: Arc<Context>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Looper {
-    fn start(ctx: &Arc<Context>) -> Self {
+    pub fn start(ctx: &Arc<Context>) -> Self {
         let looping = ctx.clone();
         let looper = thread::Builder::new().name("looper".into());
         let thread = looper.spawn(move || looping.run().unwrap()).unwrap();
@@ -142,7 +143,7 @@ impl Looper {
     }
 
     #[track_caller]
-    fn finish(mut self) {
+    pub fn finish(mut self) {
         self.ctx.quit();
         self.thread
             .take()
