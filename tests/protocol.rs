@@ -51,6 +51,10 @@ mod memory;
 mod memory_slots;
 #[path = "protocol/misuse.rs"]
 mod misuse;
+#[path = "protocol/packed.rs"]
+mod packed;
+#[path = "protocol/packed_hostile.rs"]
+mod packed_hostile;
 #[path = "protocol/questions.rs"]
 mod questions;
 #[path = "protocol/replies.rs"]
