@@ -17,8 +17,9 @@ pub(crate) struct PackedUsed {
     next: Place,
     /// Where the newest batch began.
     last: Place,
-    /// As [`UsedRing`](super::used::UsedRing)'s: the first publication interrupts.
-    decided: bool,
+    /// Whether there was an interrupt since the start. Before that, what the driver was told last is unknown, and an event
+    /// that seems to be passed already counts.
+    told: bool,
 }
 
 impl PackedUsed {
@@ -30,7 +31,7 @@ impl PackedUsed {
             event_idx,
             next,
             last: next,
-            decided: false,
+            told: false,
         }
     }
 
@@ -70,15 +71,14 @@ impl PackedUsed {
     /// Whether the driver waits for a descriptor of the newest batch.
     #[inline(always)]
     fn is_awaited(&mut self, event: u32) -> bool {
-        match event & event::FLAGS {
+        let awaited = match event & event::FLAGS {
             event::DISABLE => false,
-            event::DESC if self.event_idx => {
-                let first = !std::mem::replace(&mut self.decided, true);
-                first || self.passes(event as u16)
-            }
+            event::DESC if self.event_idx => !self.told || self.passes(event as u16),
             // What has no meaning costs an interrupt too many.
             _ => true,
-        }
+        };
+        self.told |= awaited;
+        awaited
     }
 
     /// Whether the newest batch went past the place that the driver waits for. Index and wrap counter count two rounds of
