@@ -42,7 +42,7 @@ fn the_layout_is_the_specifications() {
     tracker.before_publication(&batch(&[3]));
     tracker.after_publication(&batch(&[3]), 1);
     // SAFETY: the region has this size.
-    let bytes = unsafe { std::slice::from_raw_parts(region.area.base(), 16 + 16 * 8) };
+    let bytes = unsafe { std::slice::from_raw_parts(region.0.area.base(), 16 + 16 * 8) };
     assert_eq!(bytes[0..8], [0; 8], "features");
     for (at, value) in [(8, 1u16), (10, 8), (12, 3), (14, 1)] {
         assert_eq!(bytes[at..at + 2], value.to_ne_bytes(), "field at {at}");
@@ -165,7 +165,7 @@ fn fields_that_no_back_end_writes_are_refused() {
 
 #[test]
 fn regions_are_inside_of_the_area() {
-    let area = region().area;
+    let area = region().0.area;
     assert!(InflightRegion::new(&area, 1, SIZE).is_none());
     assert!(InflightRegion::new(&area, usize::MAX, SIZE).is_none());
     assert!(InflightRegion::new(&area, 0, 32768).is_none());
