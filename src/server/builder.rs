@@ -93,7 +93,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Features of the library's that shall not be offered.
+    /// Features of the library's that shall not be offered; packed rings (VIRTIO_F_RING_PACKED) are not without
+    /// VIRTIO_F_VERSION_1.
     pub fn mask_features(mut self, features: u64) -> Self {
         self.masked = features;
         self
@@ -105,7 +106,8 @@ impl ServerBuilder {
         self
     }
 
-    /// The largest ring accepted: a power of two up to 32768; 0 means that.
+    /// The largest ring accepted: a power of two up to 32768; 0 means that. Packed rings can have any size up to it, split
+    /// ones any power of two.
     pub fn max_queue_size(mut self, size: u32) -> Self {
         self.max_queue_size = size;
         self
