@@ -248,6 +248,9 @@ fn the_newest_elements_can_be_put_back() {
         }
         let turned = [popped[2], popped[1]];
         assert_eq!(rig.ring.unpop(&mut rig.pool, &turned), Err(NotNewest));
+        (*popped[2]).set_state(state::STAGED);
+        assert_eq!(rig.ring.unpop(&mut rig.pool, &popped), Err(NotNewest));
+        (*popped[2]).set_state(state::LIVE);
         assert_eq!(rig.ring.popped(), 11);
         assert_eq!(rig.ring.unpop(&mut rig.pool, &popped[1..]), Ok(()));
     }
