@@ -55,6 +55,8 @@ mod misuse;
 mod packed;
 #[path = "protocol/packed_hostile.rs"]
 mod packed_hostile;
+#[path = "protocol/packed_inflight.rs"]
+mod packed_inflight;
 #[path = "protocol/packed_set_up.rs"]
 mod packed_set_up;
 #[path = "protocol/questions.rs"]

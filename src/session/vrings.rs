@@ -326,8 +326,7 @@ impl Session {
             inflight: self
                 .inflight
                 .as_ref()
-                .filter(|_| !self.is_packed())
-                .and_then(|area| area.region(index)),
+                .and_then(|area| area.region(index, self.is_packed())),
             kick,
         })
     }
@@ -385,6 +384,7 @@ impl Session {
         self.report_broken()?;
         for (index, queue) in queues {
             queue.retire();
+            queue.stopped();
             queue.forget_setup();
             if self.vrings[index].prepared {
                 let base = self.base_word(queue.base(), self.vrings[index].size);

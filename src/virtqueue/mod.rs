@@ -28,6 +28,8 @@ pub(crate) mod packed;
 #[cfg(not(loom))]
 pub(crate) mod packed_areas;
 #[cfg(not(loom))]
+mod packed_recovered;
+#[cfg(not(loom))]
 mod packed_used;
 #[cfg(not(loom))]
 pub(crate) mod place;

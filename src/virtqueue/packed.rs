@@ -8,6 +8,7 @@ use super::chain::Rules;
 use super::chain::packed::{Taken, walk_packed};
 use super::notify;
 use super::packed_areas::{PackedAreas, event};
+use super::packed_recovered::RecoveredChains;
 use super::place::Place;
 use super::ring::RingFeatures;
 use super::ring_error::RingError;
@@ -15,7 +16,7 @@ use super::slot::{NoSlot, Slot, SlotPool, Stamp, state};
 use super::split::NotNewest;
 use super::used::UsedLog;
 use crate::memory::{Cursor, Hint, IotlbCursor, RegionTable, Translate};
-use crate::sync::Ordering;
+use crate::sync::{Arc, Ordering};
 
 /// The owner's private state of a packed ring.
 pub(crate) struct PackedRing {
@@ -25,6 +26,9 @@ pub(crate) struct PackedRing {
     hint: Hint,
     /// The next chain.
     next: Place,
+    /// What comes before the ring's own chains, and how many descriptors are popped when that is.
+    recovered: Option<Arc<RecoveredChains>>,
+    recovered_end: u64,
     /// Behind the last descriptor that was seen available, by whomever; not before `next`.
     seen: Place,
     /// Whether the driver was told not to kick.
@@ -45,6 +49,8 @@ impl PackedRing {
             event_idx: features.event_idx,
             hint: Hint::default(),
             next,
+            recovered: None,
+            recovered_end: 0,
             seen: next,
             quiet: false,
             log: None,
@@ -56,6 +62,21 @@ impl PackedRing {
     pub(crate) fn set_log(&mut self, log: Option<UsedLog>, table: &RegionTable) {
         let base = table.regions().host_to_gpa(self.areas.device_area());
         self.log = log.zip(base).map(|(log, base)| UsedLog { base, ..log });
+    }
+
+    /// The chains of the list come before those of the ring.
+    pub(crate) fn set_recovered(&mut self, list: Option<Arc<RecoveredChains>>) {
+        self.recovered_end = list.as_ref().map_or(0, |list| list.end());
+        self.recovered = list;
+        if self.seen.count < self.recovered_end {
+            self.seen = Place::at(self.recovered_end, self.areas.size());
+        }
+    }
+
+    /// The next chain is one of those, or in the ring.
+    #[inline(always)]
+    fn has_next(&self) -> bool {
+        self.next.count < self.recovered_end || self.areas.has_available(self.next)
     }
 
     /// How many descriptors were popped.
@@ -94,7 +115,7 @@ impl PackedRing {
         if let Some(error) = &self.broken {
             return Err(error.clone());
         }
-        if out.is_empty() || !self.areas.has_available(self.next) {
+        if out.is_empty() || !self.has_next() {
             return Ok(0);
         }
         match table.iotlb() {
@@ -174,6 +195,10 @@ impl PackedRing {
         slot: *mut Slot,
     ) -> Result<bool, Box<RingError>> {
         let (areas, place) = (self.areas, self.next);
+        if place.count < self.recovered_end {
+            // SAFETY: the caller's promise.
+            return unsafe { self.pop_recovered(translate, pool, slot) };
+        }
         // SAFETY: the caller's promise; the place is one of this ring.
         let taken = unsafe {
             walk_packed(
@@ -185,9 +210,25 @@ impl PackedRing {
                 place,
             )?
         };
-        let Some(Taken { id, descs }) = taken else {
+        let Some(taken) = taken else {
             return Ok(false);
         };
+        // SAFETY: the caller's promise.
+        unsafe { self.took(pool, slot, taken) }
+    }
+
+    /// The slot holds the next chain now.
+    ///
+    /// # Safety
+    /// As for [`pop_one`](Self::pop_one).
+    #[inline(always)]
+    unsafe fn took(
+        &mut self,
+        pool: &SlotPool,
+        slot: *mut Slot,
+        taken: Taken,
+    ) -> Result<bool, Box<RingError>> {
+        let (areas, place, Taken { id, descs }) = (self.areas, self.next, taken);
         // SAFETY: an id below the ring's size has a mark; the slot is the pool's.
         unsafe {
             if id >= areas.size() || (*pool.busy().add(id.into())).load(Ordering::Relaxed) != 0 {
@@ -200,6 +241,47 @@ impl PackedRing {
         Ok(true)
     }
 
+    /// As [`pop_one`](Self::pop_one), for a chain that a predecessor had popped.
+    ///
+    /// # Safety
+    /// As for [`pop_one`](Self::pop_one).
+    #[cold]
+    #[inline(never)]
+    unsafe fn pop_recovered<T: Translate>(
+        &mut self,
+        translate: &mut T,
+        pool: &mut SlotPool,
+        slot: *mut Slot,
+    ) -> Result<bool, Box<RingError>> {
+        let Some(list) = self.recovered.clone() else {
+            return Ok(false);
+        };
+        // SAFETY: the list lives until the end of this.
+        let Some((ring, count)) = (unsafe { list.ring(self.next.count, self.areas) }) else {
+            return Ok(false);
+        };
+        // SAFETY: the caller's promise; the place is one of that ring.
+        let taken = unsafe {
+            walk_packed(
+                ring,
+                &mut self.rules,
+                translate,
+                &mut pool.arena,
+                slot,
+                RecoveredChains::START,
+            )?
+        };
+        match taken {
+            // SAFETY: the caller's promise.
+            Some(taken) if taken.descs == count => unsafe { self.took(pool, slot, taken) },
+            // Flags that make another chain of it.
+            _ => Err(Box::new(RingError::InflightArea {
+                field: "num",
+                value: count,
+            })),
+        }
+    }
+
     /// Says whether there is a chain.
     ///
     /// # Errors
@@ -209,7 +291,7 @@ impl PackedRing {
             return Err(error.clone());
         }
         self.look();
-        Ok(self.areas.has_available(self.next).into())
+        Ok(self.has_next().into())
     }
 
     /// Puts the newest elements back, as if they had not been popped: `slots` in the order of their pop.

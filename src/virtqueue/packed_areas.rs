@@ -76,6 +76,18 @@ impl PackedAreas {
         self.size
     }
 
+    /// The same event suppression with other descriptors.
+    ///
+    /// # Safety
+    /// `desc` is good for `size` descriptors, 8-aligned, as long as a copy of this lives; nothing is written to them.
+    pub(super) unsafe fn over(self, desc: *const u8, size: u16) -> PackedAreas {
+        PackedAreas {
+            desc: desc.cast_mut(),
+            size,
+            ..self
+        }
+    }
+
     #[inline(always)]
     pub(super) fn desc_ring(&self) -> *const u8 {
         self.desc
@@ -100,6 +112,12 @@ impl PackedAreas {
         // Relaxed: a hint; the walk loads again.
         let word = u64::from_le(self.word(place).load(Ordering::Relaxed));
         is_available((word >> 48) as u16, place.wrap)
+    }
+
+    /// A descriptor, whoever has it.
+    pub(super) fn desc(&self, index: u16) -> Desc {
+        // SAFETY: below the ring's size. Acquire: whatever the flags say, the rest is not older.
+        unsafe { Desc::read_packed(self.desc, index.min(self.size - 1), Ordering::Acquire) }
     }
 
     /// Writes a used descriptor: one store, so that the driver finds id and length whenever it finds the flags.

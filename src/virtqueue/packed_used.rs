@@ -35,6 +35,11 @@ impl PackedUsed {
         }
     }
 
+    /// Where the ring is.
+    pub(crate) fn areas(&self) -> PackedAreas {
+        self.areas
+    }
+
     /// How many descriptors have been returned.
     pub(crate) fn returned(&self) -> u64 {
         self.next.count

@@ -38,9 +38,20 @@ impl Place {
         self.index | u16::from(self.wrap) << 15
     }
 
+    /// The place `descs` descriptors before.
+    pub(super) fn back(self, descs: u16, size: u16) -> Place {
+        // Two rounds on is the same place.
+        let count = self.count + 2 * u64::from(size);
+        Place::at(count.saturating_sub(descs.into()), size)
+    }
+
     /// What a word says, unless its index is beyond the ring.
     pub(super) fn from_word(word: u16, size: u16) -> Option<Place> {
-        let (index, wrap) = (word & 0x7fff, word >> 15 == 1);
+        Place::new(word & 0x7fff, word >> 15 == 1, size)
+    }
+
+    /// The place with this index and wrap counter, unless the index is beyond the ring.
+    pub(super) fn new(index: u16, wrap: bool, size: u16) -> Option<Place> {
         (index < size).then(|| Place {
             count: u64::from(index) + if wrap { 0 } else { size.into() },
             index,

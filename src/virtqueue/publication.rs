@@ -4,6 +4,7 @@ use crate::memory::{DirtyLog, RegionTable};
 use crate::sync::Arc;
 
 use super::inflight_area::Tracker;
+use super::inflight_area::packed::StoredDesc;
 use super::ring::{Areas, RingFeatures, Used};
 use super::slot::{Slot, SlotReturns};
 use super::used::{UsedElem, UsedLog};
@@ -24,6 +25,8 @@ pub(super) struct Publication {
     used_log: Option<UsedLog>,
     /// Keeps the in-flight area true, if there is one.
     tracker: Option<Tracker>,
+    /// That of a ring that is dead, until it is known why.
+    last_tracker: Option<Tracker>,
     /// Where other threads put slots back.
     returns: Option<Arc<SlotReturns>>,
 }
@@ -75,7 +78,7 @@ impl Publication {
             self.base = used.position();
         }
         // What is in flight stays marked: it is the successor's.
-        self.tracker = None;
+        self.last_tracker = self.tracker.take().or(self.last_tracker.take());
         self.set_log(None, None);
         self.table.take()
     }
@@ -84,6 +87,41 @@ impl Publication {
     pub(super) fn revive(&mut self, base: u64) {
         self.dead = false;
         self.base = base;
+    }
+
+    /// The ring has died because the front-end has stopped it, which is told where it stands.
+    pub(super) fn stopped(&mut self) {
+        if let Some(tracker) = self.last_tracker.take() {
+            tracker.stopped();
+        }
+    }
+
+    /// Lets go of a dead ring's in-flight area.
+    pub(super) fn forget(&mut self) {
+        self.last_tracker = None;
+    }
+
+    /// Where the used side of a packed ring starts; nothing of it has been placed yet.
+    pub(super) fn set_base(&mut self, base: u64) {
+        self.base = base;
+    }
+
+    /// These were popped just now, behind all that were popped before.
+    ///
+    /// # Safety
+    /// They are live elements of this queue.
+    pub(super) unsafe fn mark_popped(&mut self, slots: &[*mut Slot]) {
+        let (Some(used), Some(tracker)) = (&self.used, &mut self.tracker) else {
+            return;
+        };
+        let desc = |index| match used {
+            Used::Packed(used) => used.areas().desc(index).into(),
+            Used::Split(_) => StoredDesc::default(),
+        };
+        for &slot in slots {
+            // SAFETY: the caller's promise.
+            tracker.popped(unsafe { &*slot }, desc);
+        }
     }
 
     /// Where the used side has stopped.

@@ -4,6 +4,7 @@ use super::areas::SplitAreas;
 use super::order::{Big, Little};
 use super::packed::PackedRing;
 use super::packed_areas::PackedAreas;
+use super::packed_recovered::RecoveredChains;
 use super::packed_used::PackedUsed;
 use super::ring_error::RingError;
 use super::slot::{Slot, SlotPool, Stamp};
@@ -26,6 +27,23 @@ pub(crate) struct RingFeatures {
 pub(crate) enum Areas {
     Split(SplitAreas),
     Packed(PackedAreas),
+}
+
+/// What a predecessor had in flight.
+#[derive(Clone, Debug)]
+pub(crate) enum RecoveredList {
+    Split(Arc<RecoveredHeads>),
+    Packed(Arc<RecoveredChains>),
+}
+
+impl RecoveredList {
+    /// How much has been popped when all of it is: see [`Ring::new`].
+    pub(crate) fn end(&self) -> u64 {
+        match self {
+            RecoveredList::Split(heads) => heads.end(),
+            RecoveredList::Packed(chains) => chains.end(),
+        }
+    }
 }
 
 /// The available side: see [`SplitRing`] for what each method does.
@@ -67,11 +85,17 @@ impl Ring {
         }
     }
 
-    pub(crate) fn set_recovered(&mut self, list: Option<Arc<RecoveredHeads>>) {
+    /// What a predecessor had in flight, if that is of this kind of ring.
+    pub(crate) fn set_recovered(&mut self, list: Option<RecoveredList>) {
+        let (heads, chains) = match list {
+            None => (None, None),
+            Some(RecoveredList::Split(heads)) => (Some(heads), None),
+            Some(RecoveredList::Packed(chains)) => (None, Some(chains)),
+        };
         match self {
-            Ring::Little(ring) => ring.set_recovered(list),
-            Ring::Big(ring) => ring.set_recovered(list),
-            Ring::Packed(_) => {}
+            Ring::Little(ring) => ring.set_recovered(heads),
+            Ring::Big(ring) => ring.set_recovered(heads),
+            Ring::Packed(ring) => ring.set_recovered(chains),
         }
     }
 

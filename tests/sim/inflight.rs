@@ -88,6 +88,18 @@ impl Inflight {
         self.file.write(at + 8, &counter.to_ne_bytes());
     }
 
+    /// Of a packed ring: a chain of `num` descriptors of which this is the first and the last; its buffer is writable.
+    pub fn set_desc(&self, queue: usize, entry: u16, in_flight: u8, num: u16, addr: u64) {
+        let at = self.entry(queue, entry);
+        let [last, num, id, flags] = [entry, num, entry, 2].map(u16::to_ne_bytes);
+        self.file.write(at, &[in_flight]);
+        for (field, value) in [(4, last), (6, num), (16, id), (18, flags)] {
+            self.file.write(at + field, &value);
+        }
+        self.file.write(at + 20, &8u32.to_ne_bytes());
+        self.file.write(at + 24, &addr.to_ne_bytes());
+    }
+
     /// Heads that are marked, in the order of their counters.
     pub fn marked(&self, queue: usize) -> Vec<u16> {
         let mut marked: Vec<(u64, u16)> = (0..self.queue_size)

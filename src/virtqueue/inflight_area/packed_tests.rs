@@ -7,10 +7,13 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::*;
 use crate::memory::MemoryPolicy;
+use crate::virtqueue::packed_areas::{AVAIL, USED};
+use crate::virtqueue::place::Base;
 use crate::virtqueue::ring_error::RingError;
 
 const SIZE: u16 = 5;
-const START: RingPosition = RingPosition {
+const START: Place = Place {
+    count: 0,
     index: 0,
     wrap: true,
 };
@@ -82,11 +85,11 @@ struct World {
     flags: Vec<u16>,
     /// Ids and descriptors of all chains so far.
     made: Vec<(u16, u16)>,
-    made_to: RingPosition,
+    made_to: Place,
     popped: usize,
     /// By chain.
     returned: Vec<bool>,
-    used: RingPosition,
+    used: Place,
 }
 
 impl World {
@@ -112,7 +115,7 @@ impl World {
         for _ in 0..count {
             let flags = if self.made_to.wrap { AVAIL } else { USED };
             self.flags[usize::from(self.made_to.index)] = flags;
-            self.made_to = self.made_to.after(1, self.size);
+            self.made_to = self.made_to.step(1, self.size);
         }
     }
 
@@ -122,8 +125,13 @@ impl World {
             return;
         }
         let (id, count) = self.made[self.popped];
+        let first: u16 = self.made[..self.popped].iter().map(|made| made.1).sum();
         self.popped += 1;
-        tracker.popped(id, descs(id, count));
+        let size = self.size;
+        tracker.popped(id, count, |index| {
+            let number = (0..count).find(|number| (first + number) % size == index);
+            desc(id, number.expect("a descriptor of this chain"))
+        });
     }
 
     fn unpop(&mut self, tracker: &mut PackedTracker) {
@@ -146,7 +154,7 @@ impl World {
             for &chain in chains {
                 let used = if position.wrap { AVAIL | USED } else { 0 };
                 self.flags[usize::from(position.index)] = used;
-                position = position.after(self.made[chain].1, self.size);
+                position = position.step(self.made[chain].1, self.size);
             }
             self.used = position;
             for &chain in chains {
@@ -159,22 +167,22 @@ impl World {
 
     fn recover(&self, region: &PackedRegion) -> Recovered {
         let flags = |index| self.flags[usize::from(index)];
-        region.recover(self.size, START, flags).unwrap()
+        region.recover(self.size, Base::default(), flags).unwrap()
     }
 
     /// Each chain up to `recovered.next` is in flight or was returned, and no other one is. How many that are.
     fn check(&self, recovered: &Recovered) -> usize {
-        assert_eq!(recovered.used, self.used, "used");
+        assert_eq!(recovered.used.word(), self.used.word(), "used");
         let mut next = START;
         let mut popped = 0;
         let mut in_flight = Vec::new();
         // Chains that were returned may lie anywhere before it.
-        while self.returned[popped..].contains(&true) || next != recovered.next {
+        while self.returned[popped..].contains(&true) || next.word() != recovered.next.word() {
             let (id, count) = self.made[popped];
             if !self.returned[popped] {
                 in_flight.push((id, descs(id, count)));
             }
-            next = next.after(count, self.size);
+            next = next.step(count, self.size);
             popped += 1;
         }
         let got = recovered.chains.iter();
@@ -279,7 +287,8 @@ fn whoever_dies_loses_and_doubles_nothing() {
             .for_each(|&chain| world.give_back(&mut second, &[chain]));
         let end = world.recover(&region);
         assert!(end.chains.is_empty(), "{stores}: {:?}", end.chains);
-        assert_eq!((end.next, end.used), (world.made_to, world.made_to));
+        let made_to = world.made_to.word();
+        assert_eq!((end.next.word(), end.used.word()), (made_to, made_to));
         let (free, ends) = free_list(&region);
         assert_eq!(
             (free.len(), ends),
@@ -318,7 +327,7 @@ fn whoever_dies_while_taking_over_leaves_it_to_the_next() {
             let flags = |index| world.flags[usize::from(index)];
             let recovered = dying(more, || {
                 // The dead do not see their own stores, and what they conclude is nobody's business.
-                let _ = region.recover(SIZE, START, flags);
+                let _ = region.recover(SIZE, Base::default(), flags);
             });
             world.check(&world.recover(&region));
             if recovered {
@@ -333,10 +342,7 @@ fn whoever_dies_while_taking_over_leaves_it_to_the_next() {
 
 #[test]
 fn a_region_that_nobody_has_used_begins_where_the_front_end_says() {
-    let base = RingPosition {
-        index: 3,
-        wrap: false,
-    };
+    let base = Base { avail: 8, used: 8 };
     // Killed at any time, too, and whatever was in there before.
     for stores in 0.. {
         let region = region();
@@ -347,7 +353,8 @@ fn a_region_that_nobody_has_used_begins_where_the_front_end_says() {
             region.recover(SIZE, base, |_| 0).unwrap();
         });
         let recovered = region.recover(SIZE, base, |_| 0).unwrap();
-        assert_eq!((recovered.used, recovered.next), (base, base));
+        let places = (recovered.used.word(), recovered.next.word());
+        assert_eq!(places, (3, 3));
         assert!(recovered.chains.is_empty());
         if whole {
             break;
@@ -364,7 +371,7 @@ fn one_that_somebody_has_used_knows_better_until_that_one_stops() {
     world.make(1, 1);
     world.pop(&mut first);
     world.give_back(&mut first, &[0]);
-    let stale = region.recover(SIZE, START, |_| 0).unwrap();
+    let stale = region.recover(SIZE, Base::default(), |_| 0).unwrap();
     assert_eq!((stale.used.index, stale.next.index), (3, 3));
     // One in flight is kept, whoever stops.
     world.pop(&mut first);
@@ -373,11 +380,9 @@ fn one_that_somebody_has_used_knows_better_until_that_one_stops() {
     assert_eq!(world.recover(&region).chains.len(), 1);
     world.give_back(&mut second, &[1]);
     second.stopped();
-    let base = RingPosition {
-        index: 1,
-        wrap: false,
-    };
-    assert_eq!(region.recover(SIZE, base, |_| 0).unwrap().used, base);
+    let base = Base { avail: 6, used: 6 };
+    let fresh = region.recover(SIZE, base, |_| 0).unwrap();
+    assert_eq!((fresh.used.word(), fresh.is_used), (1, false));
 }
 
 #[test]
@@ -391,7 +396,7 @@ fn a_chain_that_is_popped_again_stays_as_it_is() {
     world.pop(&mut first);
     let mut second = tracker(&region, &world);
     let before = region.bytes();
-    second.popped(2, descs(2, 1));
+    second.popped(2, 1, |number| desc(2, number));
     assert_eq!(region.bytes(), before);
 }
 
@@ -400,14 +405,14 @@ fn ids_and_descriptors_that_cannot_be_are_not_noted() {
     let region = region();
     let mut tracker = tracker(&region, &World::new(SIZE));
     let before = region.bytes();
-    tracker.popped(SIZE, descs(0, 1));
-    tracker.popped(0, Vec::new());
+    tracker.popped(SIZE, 1, |number| desc(SIZE, number));
+    tracker.popped(0, 0, |number| desc(0, number));
     tracker.unpopped(0xffff);
     tracker.after_publication([SIZE, 2]);
     assert_eq!(region.bytes(), before);
     // More than there is room for.
-    tracker.popped(1, descs(1, SIZE + 3));
-    tracker.popped(2, descs(2, 1));
+    tracker.popped(1, SIZE + 3, |number| desc(1, number));
+    tracker.popped(2, 1, |number| desc(2, number));
     let chains = World::new(SIZE).recover(&region).chains;
     assert_eq!(
         (chains.len(), chains[0].descs.len()),
@@ -451,10 +456,12 @@ fn fields_that_no_back_end_writes_are_refused() {
         let (region, world) = used_region();
         spoil(&region, value);
         let flags = |index| world.flags[usize::from(index)];
-        let error = region.recover(SIZE, START, flags).unwrap_err();
+        let error = region.recover(SIZE, Base::default(), flags).unwrap_err();
         assert_eq!(error, RingError::InflightArea { field, value });
     }
-    let error = region().recover(SIZE + 1, START, |_| 0).unwrap_err();
+    let error = region()
+        .recover(SIZE + 1, Base::default(), |_| 0)
+        .unwrap_err();
     let entries = RingError::InflightArea {
         field: "entries",
         value: SIZE,
@@ -466,9 +473,9 @@ fn fields_that_no_back_end_writes_are_refused() {
 fn more_descriptors_in_flight_than_the_ring_has_are_refused() {
     let region = region();
     let mut tracker = tracker(&region, &World::new(SIZE));
-    tracker.popped(0, descs(0, 2));
-    tracker.popped(1, descs(1, 1));
-    let error = region.recover(2, START, |_| 0).unwrap_err();
+    tracker.popped(0, 2, |number| desc(0, number));
+    tracker.popped(1, 1, |number| desc(1, number));
+    let error = region.recover(2, Base::default(), |_| 0).unwrap_err();
     let num = RingError::InflightArea {
         field: "num",
         value: 1,
@@ -512,7 +519,7 @@ fn counters_that_say_nothing_and_wrap() {
     let ids: Vec<u16> = recovered.chains.iter().map(|chain| chain.id).collect();
     assert_eq!(ids, [2, 4]);
     let mut tracker = PackedTracker::new(region.clone(), recovered);
-    tracker.popped(0, descs(0, 1));
+    tracker.popped(0, 1, |number| desc(0, number));
     assert_eq!(region.long(3, COUNTER_AT).load(), 0);
 }
 
@@ -537,7 +544,7 @@ fn noise() {
         }
         region.set_bytes(&bytes);
         let flags = |index| world.flags[usize::from(index)];
-        let Ok(recovered) = region.recover(SIZE, START, flags) else {
+        let Ok(recovered) = region.recover(SIZE, Base::default(), flags) else {
             continue;
         };
         good += 1;
@@ -549,9 +556,9 @@ fn noise() {
         tracker.before_publication(ids.iter().copied());
         tracker.after_publication(ids);
         for id in 0..SIZE {
-            tracker.popped(id, descs(id, 1));
+            tracker.popped(id, 1, |number| desc(id, number));
         }
-        let again = region.recover(SIZE, START, |_| 0).unwrap();
+        let again = region.recover(SIZE, Base::default(), |_| 0).unwrap();
         assert_eq!(again.chains.len(), usize::from(SIZE));
     }
     assert!(good > 1000, "{good} regions could be used");

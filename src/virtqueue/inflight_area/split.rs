@@ -19,7 +19,7 @@ const COUNTER_AT: usize = 8;
 
 /// A queue's region.
 #[derive(Clone, Debug)]
-pub(crate) struct InflightRegion(Region);
+pub(crate) struct SplitRegion(Region);
 
 /// What a predecessor has left.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -30,19 +30,15 @@ pub(crate) struct Recovered {
     counter: u64,
 }
 
-impl InflightRegion {
+impl SplitRegion {
     /// Bytes of a region for a split ring of this size.
     pub(crate) fn size(entries: u16) -> usize {
         (HEAD_SIZE + ENTRY_SIZE * usize::from(entries)).next_multiple_of(ALIGN)
     }
 
     /// The region at `index`; `None` if the area does not reach as far.
-    pub(crate) fn new(
-        area: &Arc<SharedArea>,
-        index: usize,
-        entries: u16,
-    ) -> Option<InflightRegion> {
-        Region::new(area, index, Self::size(entries), entries).map(InflightRegion)
+    pub(crate) fn new(area: &Arc<SharedArea>, index: usize, entries: u16) -> Option<SplitRegion> {
+        Region::new(area, index, Self::size(entries), entries).map(SplitRegion)
     }
 
     fn head(&self, at: usize) -> &AtomicU16 {
@@ -155,15 +151,15 @@ impl InflightRegion {
 }
 
 /// Keeps a region true while the ring runs. Guarded by the queue's publication lock.
-pub(in crate::virtqueue) struct Tracker {
-    region: InflightRegion,
+pub(in crate::virtqueue) struct SplitTracker {
+    region: SplitRegion,
     counter: u64,
     last_batch: u16,
 }
 
-impl Tracker {
-    pub(in crate::virtqueue) fn new(region: InflightRegion, recovered: &Recovered) -> Tracker {
-        Tracker {
+impl SplitTracker {
+    pub(in crate::virtqueue) fn new(region: SplitRegion, recovered: &Recovered) -> SplitTracker {
+        SplitTracker {
             last_batch: region.head(LAST_BATCH_AT).load(Ordering::Relaxed),
             counter: recovered.counter,
             region,

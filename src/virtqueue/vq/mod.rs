@@ -32,10 +32,9 @@ use super::inflight_area::InflightRegion;
 use super::kick::KickSource;
 use super::place::Base;
 use super::publication::Publication;
-use super::ring::{Ring, RingFeatures};
+use super::ring::{RecoveredList, Ring, RingFeatures};
 use super::signal::SignalFd;
 use super::slot::SlotPool;
-use super::split::RecoveredHeads;
 use super::staged::Staged;
 use super::stats::{Counter, OwnerCounters, PublicationCounters, VqStats};
 use epoch::Epoch;
@@ -134,7 +133,7 @@ pub(crate) struct Queue {
     /// packed ring, how many descriptors.
     popped: AtomicU64,
     /// What a predecessor had in flight.
-    recovered: Mutex<Option<Arc<RecoveredHeads>>>,
+    recovered: Mutex<Option<RecoveredList>>,
     stop_reason: AtomicU32,
     failure: Mutex<Option<Error>>,
     broken: AtomicBool,

@@ -39,9 +39,15 @@ impl Queue {
         drop(table);
     }
 
+    /// A retired ring was stopped by the front-end, which is told where it stands.
+    pub(crate) fn stopped(&self) {
+        self.publication.lock().stopped();
+    }
+
     /// The ring is no more, and what was wrong with it neither.
     pub(crate) fn forget_setup(&self) {
         *self.setup.lock() = None;
+        self.publication.lock().forget();
         self.broken.store(false, Ordering::Release);
         *self.failure.lock() = None;
     }

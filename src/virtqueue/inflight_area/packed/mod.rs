@@ -14,6 +14,8 @@ mod tracker;
 use super::{ALIGN, Region};
 use crate::memory::SharedArea;
 use crate::sync::{Arc, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+use crate::virtqueue::areas::Desc;
+use crate::virtqueue::place::Place;
 use field::Field;
 
 pub(crate) use recover::Recovered;
@@ -40,40 +42,6 @@ const FLAGS_AT: usize = 18;
 const LEN_AT: usize = 20;
 const ADDR_AT: usize = 24;
 
-/// Flags of a packed descriptor that say whose it is.
-const AVAIL: u16 = 1 << 7;
-const USED: u16 = 1 << 15;
-
-/// A place in the ring, and the wrap counter of the lap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RingPosition {
-    pub(crate) index: u16,
-    pub(crate) wrap: bool,
-}
-
-impl RingPosition {
-    /// `count` descriptors further, once around at most.
-    fn after(self, count: u16, ring_size: u16) -> RingPosition {
-        // Both are 32768 at most.
-        let index = u32::from(self.index) + u32::from(count);
-        match index.checked_sub(ring_size.into()) {
-            Some(index) => RingPosition {
-                index: index as u16,
-                wrap: !self.wrap,
-            },
-            None => RingPosition {
-                index: index as u16,
-                ..self
-            },
-        }
-    }
-
-    /// Whether flags are those of a descriptor that is available in this lap.
-    fn is_available(self, flags: u16) -> bool {
-        flags & (AVAIL | USED) == if self.wrap { AVAIL } else { USED }
-    }
-}
-
 /// A descriptor as it was in the ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StoredDesc {
@@ -81,6 +49,18 @@ pub(crate) struct StoredDesc {
     pub(crate) len: u32,
     pub(crate) id: u16,
     pub(crate) flags: u16,
+}
+
+impl From<Desc> for StoredDesc {
+    fn from(desc: Desc) -> StoredDesc {
+        StoredDesc {
+            addr: desc.addr,
+            len: desc.len(),
+            // Of a packed descriptor that is the id.
+            id: desc.next(),
+            flags: desc.flags(),
+        }
+    }
 }
 
 /// A chain that a predecessor has popped and not returned. The descriptors are the guest's own at best, and nobody has
@@ -161,10 +141,10 @@ impl PackedRegion {
     }
 
     /// The used position, or the old one.
-    fn set_position(&self, index_at: usize, wrap_at: usize, position: RingPosition) {
+    fn set_place(&self, index_at: usize, wrap_at: usize, place: Place) {
         // In this order: whoever finds the one without the other looks at the ring and sees that the position was reached.
-        self.head(index_at).store(position.index);
-        self.wrap(wrap_at).store(position.wrap.into());
+        self.head(index_at).store(place.index);
+        self.wrap(wrap_at).store(place.wrap.into());
     }
 }
 

@@ -3,9 +3,11 @@
 use super::tracker::Books;
 use super::{
     COUNTER_AT, ENTRIES_AT, FREE_AT, ID_AT, LAST_AT, NEXT_AT, NUM_AT, OLD_FREE_AT, OLD_USED_AT,
-    OLD_WRAP_AT, PackedRegion, RecoveredChain, RingPosition, USED_AT, VERSION_AT, WRAP_AT,
+    OLD_WRAP_AT, PackedRegion, RecoveredChain, USED_AT, VERSION_AT, WRAP_AT,
 };
 use crate::virtqueue::inflight_area::VERSION;
+use crate::virtqueue::packed_areas::is_available;
+use crate::virtqueue::place::{Base, Place};
 use crate::virtqueue::ring_error::RingError;
 
 /// What a predecessor has left.
@@ -14,9 +16,11 @@ pub(crate) struct Recovered {
     /// In the order in which they were popped.
     pub(crate) chains: Vec<RecoveredChain>,
     /// Where the next used descriptor goes.
-    pub(crate) used: RingPosition,
+    pub(in crate::virtqueue) used: Place,
     /// Where the driver's next descriptor is that nobody has popped.
-    pub(crate) next: RingPosition,
+    pub(in crate::virtqueue) next: Place,
+    /// Somebody has used the region: it is its word that counts, not the front-end's.
+    pub(crate) is_used: bool,
     pub(super) books: Books,
 }
 
@@ -42,7 +46,7 @@ impl PackedRegion {
     pub(crate) fn recover(
         &self,
         ring_size: u16,
-        base: RingPosition,
+        base: Base,
         flags: impl Fn(u16) -> u16,
     ) -> Result<Recovered, RingError> {
         if ring_size > self.0.entries {
@@ -56,19 +60,21 @@ impl PackedRegion {
     }
 
     /// Everything is free.
-    fn begin(&self, ring_size: u16, base: RingPosition) -> Recovered {
+    fn begin(&self, ring_size: u16, base: Base) -> Recovered {
         let entries = self.0.entries;
         (0..entries).for_each(|entry| self.in_flight(entry).store(0));
         let mut books = Books::new(ring_size, entries);
         self.write_free_list(&mut books, &(0..entries).collect::<Vec<_>>());
-        self.set_position(USED_AT, WRAP_AT, base);
-        self.set_position(OLD_USED_AT, OLD_WRAP_AT, base);
+        let [used, next] = [base.used, base.avail].map(|count| Place::at(count, ring_size));
+        self.set_place(USED_AT, WRAP_AT, used);
+        self.set_place(OLD_USED_AT, OLD_WRAP_AT, used);
         self.head(ENTRIES_AT).store(entries);
         self.head(VERSION_AT).store(VERSION);
         Recovered {
             chains: Vec::new(),
-            used: base,
-            next: base,
+            used,
+            next,
+            is_used: false,
             books,
         }
     }
@@ -104,35 +110,29 @@ impl PackedRegion {
         Ok(Recovered {
             chains,
             used,
-            next: used.after(total, ring_size),
+            next: used.step(total, ring_size),
+            is_used: true,
             books,
         })
     }
 
     /// Completes or takes back what a predecessor was returning, and says where the next used descriptor goes.
-    fn settle(
-        &self,
-        ring_size: u16,
-        flags: impl Fn(u16) -> u16,
-    ) -> Result<RingPosition, RingError> {
-        let [new, old] =
-            [(USED_AT, WRAP_AT), (OLD_USED_AT, OLD_WRAP_AT)].map(|(index, wrap)| RingPosition {
-                index: self.head(index).load(),
-                wrap: self.wrap(wrap).load() != 0,
-            });
-        for (field, position) in [("used_idx", new), ("old_used_idx", old)] {
-            if position.index >= ring_size {
-                return Err(bad(field, position.index));
-            }
-        }
+    fn settle(&self, ring_size: u16, flags: impl Fn(u16) -> u16) -> Result<Place, RingError> {
+        let place = |field, index_at, wrap_at| {
+            let index = self.head(index_at).load();
+            let wrap = self.wrap(wrap_at).load() != 0;
+            Place::new(index, wrap, ring_size).ok_or_else(|| bad(field, index))
+        };
+        let new = place("used_idx", USED_AT, WRAP_AT)?;
+        let old = place("old_used_idx", OLD_USED_AT, OLD_WRAP_AT)?;
         // A batch of as many descriptors as the ring has changes nothing but the wrap counter.
-        if new != old && !old.is_available(flags(old.index)) {
+        if new != old && !is_available(flags(old.index), old.wrap) {
             self.head(OLD_FREE_AT).store(self.head(FREE_AT).load());
-            self.set_position(OLD_USED_AT, OLD_WRAP_AT, new);
+            self.set_place(OLD_USED_AT, OLD_WRAP_AT, new);
             Ok(new)
         } else {
             self.head(FREE_AT).store(self.head(OLD_FREE_AT).load());
-            self.set_position(USED_AT, WRAP_AT, old);
+            self.set_place(USED_AT, WRAP_AT, old);
             Ok(old)
         }
     }

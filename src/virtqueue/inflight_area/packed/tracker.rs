@@ -2,8 +2,9 @@
 
 use super::{
     COUNTER_AT, FREE_AT, LAST_AT, NEXT_AT, NUM_AT, OLD_FREE_AT, OLD_USED_AT, OLD_WRAP_AT,
-    PackedRegion, Recovered, RingPosition, StoredDesc, USED_AT, VERSION_AT, WRAP_AT,
+    PackedRegion, Recovered, StoredDesc, USED_AT, VERSION_AT, WRAP_AT,
 };
+use crate::virtqueue::place::Place;
 
 /// Which entries belong to what, in private memory.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ struct Chain {
     head: u16,
     last: u16,
     count: u16,
+    /// A predecessor had popped it.
+    recovered: bool,
 }
 
 impl Books {
@@ -71,6 +74,7 @@ impl Books {
             head: *head,
             last,
             count: entries.len() as u16,
+            recovered: true,
         });
         self.counter = counter.wrapping_add(1);
         true
@@ -86,7 +90,9 @@ impl Books {
 pub(crate) struct PackedTracker {
     region: PackedRegion,
     books: Books,
-    used: RingPosition,
+    /// The next chain that nobody has popped, and where the next used descriptor goes.
+    next: Place,
+    used: Place,
 }
 
 impl PackedTracker {
@@ -95,30 +101,41 @@ impl PackedTracker {
         PackedTracker {
             region,
             books: recovered.books,
+            next: recovered.next,
             used: recovered.used,
         }
     }
 
-    /// A chain was popped that takes these descriptors of the ring. One that a predecessor had popped stays as it is.
-    pub(crate) fn popped(&mut self, id: u16, descs: impl IntoIterator<Item = StoredDesc>) {
+    /// A chain was popped that takes `count` descriptors of the ring from where the last one has ended; `desc` reads them.
+    /// One that a predecessor had popped stays as it is.
+    pub(crate) fn popped(&mut self, id: u16, count: u16, desc: impl Fn(u16) -> StoredDesc) {
         let Self { region, books, .. } = self;
         let Some(place @ None) = books.chains.get_mut(usize::from(id)) else {
             return;
         };
-        let head = books.free;
-        let (mut entry, mut last, mut count) = (head, head, 0);
-        for desc in descs {
-            // The chains in flight have no more descriptors than the ring, and the ring not more than the region.
+        let (head, ring_size) = (books.free, books.ring_size);
+        let (mut entry, mut last, mut noted) = (head, head, 0);
+        let mut at = self.next;
+        for _ in 0..count {
+            // Only a guest that breaks the rules has more descriptors in flight than the ring.
             let Some(&next) = books.next.get(usize::from(entry)) else {
                 break;
             };
-            region.set_desc(entry, desc);
-            (last, entry, count) = (entry, next, count + 1);
+            region.set_desc(entry, desc(at.index));
+            (last, entry, noted) = (entry, next, noted + 1);
+            at = at.step(1, ring_size);
         }
+        self.next = self.next.step(count.min(ring_size), ring_size);
+        let count = noted;
         if count == 0 {
             return;
         }
-        *place = Some(Chain { head, last, count });
+        *place = Some(Chain {
+            head,
+            last,
+            count,
+            recovered: false,
+        });
         region.word(head, NUM_AT).store(count);
         region.word(head, LAST_AT).store(last);
         region.long(head, COUNTER_AT).store(books.counter);
@@ -130,10 +147,14 @@ impl PackedTracker {
         region.head(OLD_FREE_AT).store(entry);
     }
 
-    /// A chain was put back, the newest one.
+    /// A chain was put back, the newest one. One that a predecessor had popped stays in flight.
     pub(crate) fn unpopped(&mut self, id: u16) {
+        if self.books.chain(id).is_none_or(|chain| chain.recovered) {
+            return;
+        }
         if let Some(chain) = self.list_as_free(id) {
             self.books.chains[usize::from(id)] = None;
+            self.next = self.next.back(chain.count, self.books.ring_size);
             // From here on it does not count any more.
             self.region.head(OLD_FREE_AT).store(chain.head);
             self.region.in_flight(chain.head).store(0);
@@ -155,10 +176,10 @@ impl PackedTracker {
     pub(crate) fn before_publication(&mut self, ids: impl IntoIterator<Item = u16>) {
         for id in ids {
             if let Some(chain) = self.list_as_free(id) {
-                self.used = self.used.after(chain.count, self.books.ring_size);
+                self.used = self.used.step(chain.count, self.books.ring_size);
             }
         }
-        self.region.set_position(USED_AT, WRAP_AT, self.used);
+        self.region.set_place(USED_AT, WRAP_AT, self.used);
     }
 
     /// After it has said so.
@@ -170,8 +191,7 @@ impl PackedTracker {
             }
         }
         self.region.head(OLD_FREE_AT).store(self.books.free);
-        self.region
-            .set_position(OLD_USED_AT, OLD_WRAP_AT, self.used);
+        self.region.set_place(OLD_USED_AT, OLD_WRAP_AT, self.used);
     }
 
     /// The ring was stopped and the front-end knows where. With nothing in flight the region is as if nobody had used it:
