@@ -12,6 +12,8 @@ mod stop;
 mod device;
 #[path = "protocol/rig.rs"]
 mod rig;
+#[path = "protocol/state_script.rs"]
+mod state_script;
 
 #[path = "protocol/backend.rs"]
 mod backend;
@@ -27,6 +29,8 @@ mod connections;
 mod descriptors;
 #[path = "protocol/device_classes.rs"]
 mod device_classes;
+#[path = "protocol/device_state.rs"]
+mod device_state;
 #[path = "protocol/dirty_log.rs"]
 mod dirty_log;
 #[path = "protocol/endian.rs"]
@@ -35,6 +39,8 @@ mod endian;
 mod features;
 #[path = "protocol/framing.rs"]
 mod framing;
+#[path = "protocol/gpa_addresses.rs"]
+mod gpa_addresses;
 #[path = "protocol/in_band.rs"]
 mod in_band;
 #[path = "protocol/inflight.rs"]
@@ -59,6 +65,10 @@ mod packed_hostile;
 mod packed_inflight;
 #[path = "protocol/packed_set_up.rs"]
 mod packed_set_up;
+#[path = "protocol/postcopy.rs"]
+mod postcopy;
+#[path = "protocol/postcopy_stuck.rs"]
+mod postcopy_stuck;
 #[path = "protocol/questions.rs"]
 mod questions;
 #[path = "protocol/replies.rs"]

@@ -67,8 +67,10 @@ fn detach_by_a_stranger_changes_nothing() {
     );
     let mut session = Session::builder().queues(2).connect(&rig.path);
     rig.server.attach_queue(1, Some(rig.ctx(1))).unwrap();
-    let there = rig.loops[1].thread_id;
-    rig.echo.wait_event(Event::Started(1, there));
+    for index in 0..2 {
+        let there = rig.loops[index as usize].thread_id;
+        rig.echo.wait_event(Event::Started(index, there));
+    }
     let ((), counts) = under_load(&mut session.queues, 16, || {
         let events = rig.echo.log().len();
         for _ in 0..200 {
