@@ -165,6 +165,19 @@ impl World {
         tracker.after_publication(ids);
     }
 
+    /// The driver uses all the room that it has: it does not know that nobody is there.
+    fn fill(&mut self) {
+        loop {
+            let out = || (0..self.made.len()).filter(|&chain| !self.returned[chain]);
+            let taken: u16 = out().map(|chain| self.made[chain].1).sum();
+            let id = (0..self.size).find(|id| out().all(|chain| self.made[chain].0 != *id));
+            match id {
+                Some(id) if taken < self.size => self.make(id, 1),
+                _ => return,
+            }
+        }
+    }
+
     fn recover(&self, region: &PackedRegion) -> Recovered {
         let flags = |index| self.flags[usize::from(index)];
         region.recover(self.size, Base::default(), flags).unwrap()
@@ -273,6 +286,7 @@ fn whoever_dies_loses_and_doubles_nothing() {
         let mut world = World::new(SIZE);
         let mut first = tracker(&region, &world);
         let whole = dying(stores, || life(&mut world, &mut first));
+        world.fill();
         let recovered = world.recover(&region);
         world.popped = world.check(&recovered);
         // It goes on where that one has ended, and everything is free in the end.
@@ -321,6 +335,7 @@ fn whoever_dies_while_taking_over_leaves_it_to_the_next() {
         let mut world = World::new(SIZE);
         let mut first = tracker(&region, &world);
         let whole = dying(stores, || life(&mut world, &mut first));
+        world.fill();
         let left = region.bytes();
         for more in 0.. {
             region.set_bytes(&left);
