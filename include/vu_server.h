@@ -531,7 +531,9 @@ typedef struct vu_server_config {
     /**
      * Virtio feature bits of the device class to offer (0 to 23 and 50 to 63).
      * The library adds those that it implements: VIRTIO_F_VERSION_1,
-     * VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_RING_F_EVENT_IDX.
+     * VIRTIO_F_RING_PACKED (not without VIRTIO_F_VERSION_1),
+     * VIRTIO_F_ACCESS_PLATFORM, VIRTIO_RING_F_INDIRECT_DESC,
+     * VIRTIO_RING_F_EVENT_IDX.
      */
     uint64_t features;
     /**
@@ -544,6 +546,7 @@ typedef struct vu_server_config {
     uint32_t num_queues;
     /**
      * The largest ring accepted: a power of two, 32768 at most; 0: 32768.
+     * Packed rings can have any size up to that, split ones any power of two.
      */
     uint32_t max_queue_size;
     /**

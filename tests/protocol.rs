@@ -57,6 +57,14 @@ mod memory;
 mod memory_slots;
 #[path = "protocol/misuse.rs"]
 mod misuse;
+#[path = "protocol/packed.rs"]
+mod packed;
+#[path = "protocol/packed_hostile.rs"]
+mod packed_hostile;
+#[path = "protocol/packed_inflight.rs"]
+mod packed_inflight;
+#[path = "protocol/packed_set_up.rs"]
+mod packed_set_up;
 #[path = "protocol/postcopy.rs"]
 mod postcopy;
 #[path = "protocol/postcopy_stuck.rs"]

@@ -82,13 +82,16 @@ pub struct vu_server_config {
     pub flags: u64,
     /// Virtio feature bits of the device class to offer (0 to 23 and 50 to 63).
     /// The library adds those that it implements: VIRTIO_F_VERSION_1,
-    /// VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_RING_F_EVENT_IDX.
+    /// VIRTIO_F_RING_PACKED (not without VIRTIO_F_VERSION_1),
+    /// VIRTIO_F_ACCESS_PLATFORM, VIRTIO_RING_F_INDIRECT_DESC,
+    /// VIRTIO_RING_F_EVENT_IDX.
     pub features: u64,
     /// Features of the library's that shall not be offered.
     pub features_masked: u64,
     /// Virtqueues: 1 to 1024.
     pub num_queues: u32,
     /// The largest ring accepted: a power of two, 32768 at most; 0: 32768.
+    /// Packed rings can have any size up to that, split ones any power of two.
     pub max_queue_size: u32,
     /// The configuration space at the start, copied; later it is changed with
     /// vu_server_set_config().

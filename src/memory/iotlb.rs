@@ -20,6 +20,7 @@ impl Access {
         match self {
             Access::Read => READ,
             Access::Write => WRITE,
+            Access::ReadWrite => READ | WRITE,
         }
     }
 }
@@ -149,7 +150,7 @@ impl Iotlb {
     fn entry(&self, iova: u64, access: Access) -> Result<&Entry, Obstacle> {
         let at = self.find(iova).map_err(|_| Obstacle::Miss(iova))?;
         let entry = &self.entries[at];
-        if entry.permissions & access.permission() == 0 {
+        if !entry.permissions & access.permission() != 0 {
             return Err(Obstacle::Denied(iova));
         }
         Ok(entry)

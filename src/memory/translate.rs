@@ -10,6 +10,8 @@ use super::regions::Regions;
 pub(crate) enum Access {
     Read,
     Write,
+    /// Both: the descriptors of a packed ring.
+    ReadWrite,
 }
 
 /// How a ring turns the addresses of its descriptors into host memory.

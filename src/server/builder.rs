@@ -93,7 +93,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Features of the library's that shall not be offered.
+    /// Features of the library's that shall not be offered; packed rings (VIRTIO_F_RING_PACKED) are not without
+    /// VIRTIO_F_VERSION_1.
     pub fn mask_features(mut self, features: u64) -> Self {
         self.masked = features;
         self
@@ -105,7 +106,8 @@ impl ServerBuilder {
         self
     }
 
-    /// The largest ring accepted: a power of two up to 32768; 0 means that.
+    /// The largest ring accepted: a power of two up to 32768; 0 means that. Packed rings can have any size up to it, split
+    /// ones any power of two.
     pub fn max_queue_size(mut self, size: u32) -> Self {
         self.max_queue_size = size;
         self
@@ -300,9 +302,14 @@ impl ServerBuilder {
         if self.name.contains('\0') {
             return Err(Error::invalid("name: has a NUL byte"));
         }
+        let mut masked = self.masked;
+        if masked & features::VERSION_1 != 0 {
+            // There is no legacy packed ring.
+            masked |= features::RING_PACKED;
+        }
         Ok(Config {
             name: self.name,
-            features: self.features | features::LIBRARY & !self.masked,
+            features: self.features | features::LIBRARY & !masked,
             num_queues: self.queues,
             max_queue_size: size as u16,
             elem_priv_size: self.elem_priv_size,

@@ -1,7 +1,7 @@
 //! Features, owner and status.
 
 use crate::device::Capabilities;
-use crate::features::ACCESS_PLATFORM;
+use crate::features::{ACCESS_PLATFORM, RING_PACKED, VERSION_1};
 use crate::protocol::features::{F_LOG_ALL, F_PROTOCOL_FEATURES, ProtocolFeatures};
 use crate::protocol::messages::{decode_status, decode_u64};
 use crate::stream::Event;
@@ -75,6 +75,12 @@ impl Session {
             return Err(Fault::refuse(
                 libc::EINVAL,
                 format!("features {features:#x}: {unoffered:#x} not offered"),
+            ));
+        }
+        if features & RING_PACKED != 0 && features & VERSION_1 == 0 {
+            return Err(Fault::refuse(
+                libc::EINVAL,
+                format!("features {features:#x}: RING_PACKED without VERSION_1"),
             ));
         }
         let changed = features ^ self.features;

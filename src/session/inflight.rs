@@ -20,12 +20,16 @@ use super::dispatch::{Answer, Fault, Handled};
 pub(super) struct InflightArea {
     area: Arc<SharedArea>,
     queue_size: u16,
+    /// Its regions are those of packed rings.
+    packed: bool,
 }
 
 impl InflightArea {
-    /// The region of a queue; `None` for one that the front-end has no region for.
-    pub(super) fn region(&self, index: usize) -> Option<InflightRegion> {
-        InflightRegion::new(&self.area, index, self.queue_size)
+    /// The region of a queue; `None` for one that the front-end has no region for, or one for the other kind of ring.
+    pub(super) fn region(&self, index: usize, packed: bool) -> Option<InflightRegion> {
+        let area = &self.area;
+        let region = || InflightRegion::new(packed, area, index, self.queue_size);
+        (packed == self.packed).then(region).flatten()
     }
 }
 
@@ -82,11 +86,12 @@ impl Session {
         self.inflight = Some(InflightArea {
             area: Arc::new(area),
             queue_size,
+            packed: self.is_packed(),
         });
         Ok(Answer::Done)
     }
 
-    /// Bytes of the area that a message is about.
+    /// Bytes of the area that a message is about, for the kind of ring that is negotiated.
     fn check_inflight(&self, inflight: &Inflight) -> std::result::Result<u64, Fault> {
         let Inflight {
             num_queues,
@@ -109,7 +114,8 @@ impl Session {
                 format!("in-flight area for rings of {queue_size}: the largest is {size}"),
             ));
         }
-        Ok(u64::from(num_queues) * InflightRegion::size(queue_size) as u64)
+        let region = InflightRegion::size(self.is_packed(), queue_size);
+        Ok(u64::from(num_queues) * region as u64)
     }
 }
 

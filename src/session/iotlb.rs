@@ -10,7 +10,6 @@ use crate::memory::{Access, Iotlb as Translations, Obstacle};
 use crate::protocol::messages::{Iotlb, IotlbKind, VringAddr};
 use crate::sync::Arc;
 use crate::transport::Message;
-use crate::virtqueue::areas::SplitLayout;
 
 use super::dispatch::{Answer, Fault, Handled};
 use super::{End, Session};
@@ -95,11 +94,17 @@ impl Session {
             .is_some_and(|addr| self.areas(index, &addr).into_iter().any(overlaps))
     }
 
-    /// Descriptor, available and used area: where the front-end says, how long, and what is done there.
+    /// Descriptor, available and used area: where the front-end says, how long, and what is done there. The descriptors of a
+    /// packed ring are read and written.
     fn areas(&self, index: usize, addr: &VringAddr) -> [(u64, u64, Access); 3] {
-        let layout = SplitLayout::new(self.vrings[index].size, self.has_event_idx());
+        let layout = self.layout(self.vrings[index].size);
+        let desc = if self.is_packed() {
+            Access::ReadWrite
+        } else {
+            Access::Read
+        };
         [
-            (addr.descriptor, layout.desc as u64, Access::Read),
+            (addr.descriptor, layout.desc as u64, desc),
             (addr.available, layout.avail as u64, Access::Read),
             (addr.used, layout.used as u64, Access::Write),
         ]

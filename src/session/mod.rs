@@ -23,6 +23,7 @@ mod iotlb;
 mod memory;
 mod postcopy;
 mod reset;
+mod ring_areas;
 mod teardown;
 mod transfer;
 mod vring;

@@ -40,7 +40,7 @@ impl Session {
             .collect();
         self.stop_rings(&running, StopReason::Reset)?;
         for index in running {
-            self.vrings[index].stood = Some(self.vrings[index].base);
+            self.vrings[index].stood = self.vrings[index].base;
         }
         for index in 0..self.vrings.len() {
             self.vrings[index].reset();

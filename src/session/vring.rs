@@ -9,13 +9,13 @@ pub(super) struct Vring {
     /// Descriptors; 0 until SET_VRING_NUM.
     pub(super) size: u16,
     pub(super) addresses: Option<VringAddr>,
-    /// Where the available ring begins at the next start.
-    pub(super) base: u16,
+    /// Where the ring begins at the next start, in the form of SET_VRING_BASE; `None` before the first start.
+    pub(super) base: Option<u32>,
     /// What SET_VRING_ENDIAN said; a legacy ring has the machine's order without it.
     pub(super) big_endian: Option<bool>,
     /// Where the ring stood when a reset of the status stopped it, until it is set up again: QEMU 7.2 resets the status
     /// of a device whose guest is paused or leaves, and then asks where its rings stand.
-    pub(super) stood: Option<u16>,
+    pub(super) stood: Option<u32>,
     /// Set: the front-end has started the ring.
     pub(super) kick: Option<Arc<KickSource>>,
     /// The queue has been prepared for this start: it is offered whenever it is INTERNAL and may run.

@@ -10,14 +10,14 @@ use crate::device::StopReason;
 use crate::error::Error;
 use crate::features::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use crate::protocol::features::F_PROTOCOL_FEATURES;
-use crate::protocol::messages::{VringAddr, VringFd, VringState};
+use crate::protocol::messages::{VringFd, VringState};
 use crate::stream::Event;
 use crate::sync::Arc;
 use crate::transport::Message;
-use crate::virtqueue::areas::{MAX_RING_SIZE, SplitAreas, SplitLayout};
 use crate::virtqueue::kick::KickSource;
+use crate::virtqueue::place::Base;
+use crate::virtqueue::ring::RingFeatures;
 use crate::virtqueue::signal::SignalFd;
-use crate::virtqueue::split::SplitFeatures;
 use crate::virtqueue::vq::resolve;
 use crate::virtqueue::{Queue, Setup};
 
@@ -44,12 +44,37 @@ impl Session {
         ))
     }
 
+    /// Where the ring begins: what the front-end has said, or the beginning, where a packed ring has both wrap counters 1.
+    ///
+    /// # Errors
+    /// A packed ring of this size has no such place.
+    fn base(&self, index: usize) -> Result<Base, Fault> {
+        let Vring { base, size, .. } = self.vrings[index];
+        match base {
+            None => Ok(Base::default()),
+            Some(num) if self.is_packed() => {
+                Base::packed(num, size).ok_or_else(|| bad_base(index, num, size))
+            }
+            Some(num) => Ok(Base::split(num)),
+        }
+    }
+
+    /// A base in the form of SET_VRING_BASE.
+    fn base_word(&self, base: Base, size: u16) -> u32 {
+        if self.is_packed() {
+            base.packed_word(size)
+        } else {
+            base.split_word()
+        }
+    }
+
     /// The ring runs, or will as soon as the device has heard what precedes it. One that was only kicked runs
     /// when its last piece comes: front-ends may send the pieces in any order.
     fn is_running(&self, index: usize) -> bool {
         let may_run = || {
             let queue = self.shared.queue(index as u32)?;
             let setup = self.setup(index)?;
+            let _ = self.base(index).ok()?;
             let enabled = queue.is_enabled() || self.shared.config.run_disabled_queues;
             let resolved = resolve(&setup, &self.shared.table.current(), index as u32).is_ok();
             Some(enabled && resolved)
@@ -59,17 +84,26 @@ impl Session {
 
     /// A ring that was kicked and enabled and yet cannot run would otherwise wait without a word.
     fn log_why_waiting(&self, index: usize) {
-        if let (Some(setup), Some(queue)) = (self.setup(index), self.shared.queue(index as u32))
-            && queue.is_enabled()
-            && let Err(error) = resolve(&setup, &self.shared.table.current(), index as u32)
-        {
+        let (Some(setup), Some(queue)) = (self.setup(index), self.shared.queue(index as u32))
+        else {
+            return;
+        };
+        if !queue.is_enabled() {
+            return;
+        }
+        if let Err(Fault::Refuse(error)) = self.base(index) {
+            self.shared
+                .logger
+                .warning(format_args!("{error}; the ring waits for another one"));
+        }
+        if let Err(error) = resolve(&setup, &self.shared.table.current(), index as u32) {
             self.shared
                 .logger
                 .warning(format_args!("{error}; the ring waits for its memory"));
         }
     }
 
-    fn refuse_running(&self, index: usize, what: &str) -> Result<(), Fault> {
+    pub(super) fn refuse_running(&self, index: usize, what: &str) -> Result<(), Fault> {
         if self.is_running(index) {
             return Err(Fault::refuse(
                 libc::EBUSY,
@@ -89,10 +123,13 @@ impl Session {
         let VringState { index, num } = VringState::decode(&message.body)?;
         let index = self.check_index(index)?;
         let max = u32::from(self.shared.config.max_queue_size);
-        if !num.is_power_of_two() || num > max {
+        // Before the features are known it may be either kind of ring.
+        let odd = self.features_set && !self.is_packed() && !num.is_power_of_two();
+        if odd || num == 0 || num > max {
+            let legal = if odd { "a power of two" } else { "1" };
             return Err(Fault::refuse(
                 libc::EINVAL,
-                format!("queue {index}: size {num}: not a power of two up to {max}"),
+                format!("queue {index}: size {num}: not {legal} up to {max}"),
             ));
         }
         if num as u16 != self.vrings[index].size {
@@ -106,8 +143,11 @@ impl Session {
         let VringState { index, num } = VringState::decode(&message.body)?;
         let index = self.check_index(index)?;
         self.refuse_running(index, "base")?;
-        // A split ring's index has 16 bits; what front-ends put above them has no meaning.
-        self.vrings[index].base = num as u16;
+        let size = self.vrings[index].size;
+        if self.is_packed() && size != 0 && Base::packed(num, size).is_none() {
+            return Err(bad_base(index, num, size));
+        }
+        self.vrings[index].base = Some(num);
         self.vrings[index].stood = None;
         Ok(Answer::Done)
     }
@@ -135,86 +175,6 @@ impl Session {
     fn is_big_endian(&self, vring: &Vring) -> bool {
         let legacy = self.features & VERSION_1 == 0;
         legacy && vring.big_endian.unwrap_or(cfg!(target_endian = "big"))
-    }
-
-    pub(super) fn set_vring_addr(&mut self, message: &mut Message) -> Handled {
-        let addr = VringAddr::decode(&message.body)?;
-        let index = self.check_index(addr.index)?;
-        self.check_log_base(index, &addr)?;
-        if addr.flags & !VringAddr::FLAG_LOG != 0 {
-            return Err(Fault::refuse(
-                libc::EINVAL,
-                format!("queue {index}: address flags {:#x}: unknown", addr.flags),
-            ));
-        }
-        for (name, address, align) in [
-            ("descriptor", addr.descriptor, SplitAreas::DESC_ALIGN),
-            ("available", addr.available, SplitAreas::AVAIL_ALIGN),
-            ("used", addr.used, SplitAreas::USED_ALIGN),
-        ] {
-            if address % align as u64 != 0 {
-                return Err(Fault::refuse(
-                    libc::EINVAL,
-                    format!("queue {index}: {name} ring at {address:#x}: not {align}-aligned"),
-                ));
-            }
-        }
-        let before = self.vrings[index].addresses;
-        let same = before.is_some_and(|before| {
-            (before.descriptor, before.available, before.used)
-                == (addr.descriptor, addr.available, addr.used)
-        });
-        if !same {
-            self.refuse_running(index, "addresses")?;
-        }
-        self.check_areas(index, &addr)?;
-        self.vrings[index].addresses = Some(addr);
-        if same && self.vrings[index].prepared {
-            // At a migration the front-end says on a running ring that writes to it are to be logged, or are no more.
-            self.queue(index)?.set_used_log_base(addr.log_base());
-            if self.active_log().is_some() {
-                self.change_logging()?;
-            }
-        }
-        Ok(Answer::Done)
-    }
-
-    /// The used ring does not wrap in the log.
-    fn check_log_base(&self, index: usize, addr: &VringAddr) -> Result<(), Fault> {
-        let longest = SplitLayout::new(MAX_RING_SIZE, true).used as u64;
-        if addr.is_logged() && addr.log.checked_add(longest).is_none() {
-            return Err(Fault::refuse(
-                libc::EINVAL,
-                format!("queue {index}: log address {:#x}: wraps", addr.log),
-            ));
-        }
-        Ok(())
-    }
-
-    /// The rings lie in guest memory, in full length, as far as size and memory are known by now.
-    fn check_areas(&self, index: usize, addr: &VringAddr) -> Result<(), Fault> {
-        let table = self.shared.table.current();
-        let size = self.vrings[index].size;
-        // What an IOMMU makes of the addresses is known when the ring starts.
-        if table.is_empty() || size == 0 || self.iotlb.is_some() {
-            return Ok(());
-        }
-        let layout = SplitLayout::new(size, self.has_event_idx());
-        for (name, address, len) in [
-            ("descriptor", addr.descriptor, layout.desc),
-            ("available", addr.available, layout.avail),
-            ("used", addr.used, layout.used),
-        ] {
-            if table.translate_user(address, len as u64).is_none() {
-                return Err(Fault::refuse(
-                    libc::EFAULT,
-                    format!(
-                        "queue {index}: {name} ring at {address:#x}, {len} bytes: not in one region"
-                    ),
-                ));
-            }
-        }
-        Ok(())
     }
 
     // ---- descriptors ------------------------------------------------------------------------------------
@@ -358,15 +318,19 @@ impl Session {
         Some(Setup {
             incarnation: 0,
             size: vring.size,
+            packed: self.is_packed(),
             desc,
             avail,
             used,
-            features: SplitFeatures {
+            features: RingFeatures {
                 indirect: self.features & INDIRECT_DESC != 0,
                 event_idx: self.has_event_idx(),
                 big_endian: self.is_big_endian(vring),
             },
-            inflight: self.inflight.as_ref().and_then(|area| area.region(index)),
+            inflight: self
+                .inflight
+                .as_ref()
+                .and_then(|area| area.region(index, self.is_packed())),
             kick,
         })
     }
@@ -382,12 +346,15 @@ impl Session {
             self.ask_for_areas(index);
             return false;
         };
+        let Ok(base) = self.base(index) else {
+            return false;
+        };
         if resolve(&setup, &self.shared.table.current(), index as u32).is_err() {
             return false;
         }
         let log_base = self.vrings[index].addresses.and_then(|a| a.log_base());
         queue.set_used_log_base(log_base);
-        queue.prepare(setup, Some(self.vrings[index].base));
+        queue.prepare(setup, Some(base));
         self.vrings[index].prepared = true;
         true
     }
@@ -398,11 +365,13 @@ impl Session {
         if self.vrings[at].is_started() {
             self.stop_rings(&[at], StopReason::VringBase)?;
         }
-        let vring = &self.vrings[at];
-        let reply = VringState {
-            index,
-            num: u32::from(vring.stood.unwrap_or(vring.base)),
-        };
+        let Vring {
+            stood, base, size, ..
+        } = self.vrings[at];
+        let num = stood
+            .or(base)
+            .unwrap_or_else(|| self.base_word(Base::default(), size));
+        let reply = VringState { index, num };
         Ok(Answer::Reply(reply.encode()))
     }
 
@@ -423,10 +392,12 @@ impl Session {
         self.report_broken()?;
         for (index, queue) in queues {
             queue.retire();
+            queue.stopped();
             queue.forget_setup();
-            let vring = &mut self.vrings[index];
-            if vring.prepared {
-                vring.base = queue.next_avail();
+            if self.vrings[index].prepared {
+                let base = self.base_word(queue.base(), self.vrings[index].size);
+                let vring = &mut self.vrings[index];
+                vring.base = Some(base);
                 vring.prepared = false;
                 self.shared.stream.push(Event::QueueStopped {
                     index: index as u32,
@@ -435,6 +406,13 @@ impl Session {
         }
         Ok(())
     }
+}
+
+fn bad_base(index: usize, num: u32, size: u16) -> Fault {
+    Fault::refuse(
+        libc::EINVAL,
+        format!("queue {index}: base {num:#x}: an index is not below the queue size {size}"),
+    )
 }
 
 fn descriptor_error(index: usize, name: &str, errno: Errno) -> Fault {

@@ -1,35 +1,53 @@
 //! The three areas of a split ring in guest memory, and the only way to touch them: aligned atomic accesses, each to a
-//! word that is inside by construction.
+//! word that is inside by construction. How long the areas of either kind of ring are, and what a descriptor is.
 
 use super::order::Order;
 use super::ring_error::RingError;
 use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-/// The largest split ring.
+/// The largest ring of either kind.
 pub(crate) const MAX_RING_SIZE: u16 = 1 << 15;
 
-/// Bytes of the areas of a ring.
+/// What the areas of a ring are called.
+pub(crate) const SPLIT_AREAS: [&str; 3] = ["descriptor ring", "available ring", "used ring"];
+pub(crate) const PACKED_AREAS: [&str; 3] = [
+    "descriptor ring",
+    "driver event suppression",
+    "device event suppression",
+];
+
+/// Bytes of the areas of a ring. A packed one has the driver's and the device's event suppression in place of the available
+/// and the used ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SplitLayout {
+pub(crate) struct RingLayout {
     pub(crate) desc: usize,
     pub(crate) avail: usize,
     pub(crate) used: usize,
 }
 
-impl SplitLayout {
-    /// The lengths for a ring of this size, with the two event words if they were negotiated.
-    pub(crate) const fn new(size: u16, event_idx: bool) -> SplitLayout {
+impl RingLayout {
+    /// The lengths for a split ring of this size, with the two event words if they were negotiated.
+    pub(crate) const fn split(size: u16, event_idx: bool) -> RingLayout {
         let size = size as usize;
         let event = if event_idx { 2 } else { 0 };
-        SplitLayout {
+        RingLayout {
             desc: 16 * size,
             avail: 4 + 2 * size + event,
             used: 4 + 8 * size + event,
         }
     }
+
+    /// The lengths for a packed ring of this size.
+    pub(crate) const fn packed(size: u16) -> RingLayout {
+        RingLayout {
+            desc: Desc::SIZE * size as usize,
+            avail: 4,
+            used: 4,
+        }
+    }
 }
 
-/// Host pointers to the areas, each resolved over its full [`SplitLayout`] length.
+/// Host pointers to the areas, each resolved over its full [`RingLayout`] length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SplitAreas {
     desc: *mut u8,
@@ -75,6 +93,36 @@ impl Desc {
         }
     }
 
+    /// Reads each byte of a packed ring's descriptor exactly once, the flags with `order`; the buffer's id is where a split
+    /// ring's has `next`.
+    ///
+    /// Length, id and flags are one word and one access, so that what the driver stored before the flags comes with them.
+    ///
+    /// # Safety
+    /// `table` is 8-aligned and `index` inside it.
+    #[inline(always)]
+    pub(super) unsafe fn read_packed(table: *const u8, index: u16, order: Ordering) -> Desc {
+        // SAFETY: the caller's promise. The address after the flags: relaxed, since they were loaded with what it needs.
+        unsafe {
+            let words = table
+                .add(usize::from(index) * Desc::SIZE)
+                .cast::<AtomicU64>();
+            let word = u64::from_le((*words.add(1)).load(order));
+            let addr = u64::from_le((*words).load(Ordering::Relaxed));
+            let rest = word & 0xffff_ffff | word >> 48 << 32 | (word >> 32 & 0xffff) << 48;
+            Desc { addr, rest }
+        }
+    }
+
+    /// The same descriptor with these flags instead.
+    #[inline(always)]
+    pub(super) fn with_flags(self, flags: u64) -> Desc {
+        Desc {
+            addr: self.addr,
+            rest: self.rest & !(0xffff << 32) | flags,
+        }
+    }
+
     #[inline(always)]
     pub(super) fn len(self) -> u32 {
         self.rest as u32
@@ -113,7 +161,7 @@ impl SplitAreas {
     /// region's place in its file not).
     ///
     /// # Safety
-    /// Each pointer is good for the length that [`SplitLayout`] gives for this ring, as long as a copy of this lives.
+    /// Each pointer is good for the length that [`RingLayout`] gives for this ring, as long as a copy of this lives.
     pub(crate) unsafe fn new(
         desc: *mut u8,
         avail: *mut u8,

@@ -12,12 +12,21 @@ use crate::sync::{AtomicU16, Ordering, fence};
 /// Stores this side's word, then reads the other side's, in that order for everybody.
 #[inline(always)]
 pub(crate) fn store_then_load<O: Order>(own: &AtomicU16, value: u16, other: &AtomicU16) -> u16 {
-    // Release: pairs with the driver's acquiring load of an index; what was written before is visible with it.
-    own.store(O::u16(value), Ordering::Release);
+    in_order(
+        // Release: pairs with the driver's acquiring load of an index; what was written before is visible with it.
+        || own.store(O::u16(value), Ordering::Release),
+        // Relaxed: the value decides about a notification only; data is read after another, acquiring load.
+        || O::u16(other.load(Ordering::Relaxed)),
+    )
+}
+
+/// The same for words of any size: `store` is one store and `load` one load.
+#[inline(always)]
+pub(crate) fn in_order<T>(store: impl FnOnce(), load: impl FnOnce() -> T) -> T {
+    store();
     // Pairs with the fence that the driver has between its own store and load.
     fence(Ordering::SeqCst);
-    // Relaxed: the value decides about a notification only; data is read after another, acquiring load.
-    O::u16(other.load(Ordering::Relaxed))
+    load()
 }
 
 /// Whether the step of an index from `old` to `new` passes the position `event`, so that the other side, which waits

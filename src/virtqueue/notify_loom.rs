@@ -1,7 +1,7 @@
 //! Models of both notification protocols: no kick and no interrupt is lost, whatever the interleaving. The same models
 //! without the fence must find a lost one.
 
-use loom::sync::atomic::AtomicU16;
+use loom::sync::atomic::{AtomicU16, AtomicU32};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
@@ -110,6 +110,71 @@ fn with_flags(produce: StoreThenLoad, rearm: StoreThenLoad) {
         }
         producer.join().expect("producer");
     });
+}
+
+type InOrder = fn(&mut dyn FnMut(), &dyn Fn() -> u32) -> u32;
+
+/// As a packed ring does it: neither side has an index.
+fn by_the_book(store: &mut dyn FnMut(), load: &dyn Fn() -> u32) -> u32 {
+    super::in_order(store, load)
+}
+
+fn without_order(store: &mut dyn FnMut(), load: &dyn Fn() -> u32) -> u32 {
+    store();
+    load()
+}
+
+/// In a packed ring: the producer marks its entries, and the event is one word with what it is about. `DISABLE` is no
+/// entry's number, so that an event is for one entry or for none.
+fn in_a_packed_ring(produce: InOrder, rearm: InOrder) {
+    const DISABLE: u32 = 1000;
+    loom::model(move || {
+        let shared = Arc::new((
+            [AtomicU32::new(0), AtomicU32::new(0)],
+            AtomicU32::new(DISABLE),
+            Event::default(),
+        ));
+        let producer = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (marks, event, wake) = &*shared;
+                for (entry, mark) in (0..).zip(marks) {
+                    let mut make = || mark.store(1, Ordering::Release);
+                    if produce(&mut make, &|| event.load(Ordering::Relaxed)) == entry {
+                        wake.signal();
+                    }
+                }
+            }
+        });
+        let (marks, event, wake) = &*shared;
+        for (entry, mark) in (0..).zip(marks) {
+            while mark.load(Ordering::Acquire) == 0 {
+                let mut ask = || event.store(entry, Ordering::Release);
+                if rearm(&mut ask, &|| mark.load(Ordering::Relaxed)) == 0 {
+                    wake.wait();
+                }
+                event.store(DISABLE, Ordering::Relaxed);
+            }
+        }
+        producer.join().expect("producer");
+    });
+}
+
+#[test]
+fn nothing_is_lost_in_a_packed_ring() {
+    in_a_packed_ring(by_the_book, by_the_book);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_producer_without_the_fence_loses_one_in_a_packed_ring() {
+    in_a_packed_ring(without_order, by_the_book);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_consumer_without_the_fence_loses_one_in_a_packed_ring() {
+    in_a_packed_ring(by_the_book, without_order);
 }
 
 #[test]

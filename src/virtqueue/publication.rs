@@ -3,18 +3,20 @@
 use crate::memory::{DirtyLog, RegionTable};
 use crate::sync::Arc;
 
-use super::areas::SplitAreas;
 use super::inflight_area::Tracker;
+use super::inflight_area::packed::StoredDesc;
+use super::ring::{Areas, RingFeatures, Used};
 use super::slot::{Slot, SlotReturns};
-use super::split::SplitFeatures;
-use super::used::{UsedElem, UsedLog, UsedRing};
+use super::used::{UsedElem, UsedLog};
 
 /// Guarded by the queue's publication lock.
 #[derive(Default)]
 pub(super) struct Publication {
     /// Whoever still arrives or moves to another table does not bring the ring back.
     dead: bool,
-    used: Option<UsedRing>,
+    used: Option<Used>,
+    /// Where the used side of a packed ring starts, or has stopped.
+    base: u64,
     /// Pins the mapping that `used` points into.
     table: Option<Arc<RegionTable>>,
     /// Where what completions wrote is marked. As new as the server's, also while the ring lies in an older table.
@@ -23,6 +25,8 @@ pub(super) struct Publication {
     used_log: Option<UsedLog>,
     /// Keeps the in-flight area true, if there is one.
     tracker: Option<Tracker>,
+    /// That of a ring that is dead, until it is known why.
+    last_tracker: Option<Tracker>,
     /// Where other threads put slots back.
     returns: Option<Arc<SlotReturns>>,
 }
@@ -30,12 +34,11 @@ pub(super) struct Publication {
 impl Publication {
     /// The owner, as it takes a ring: `areas` were resolved with `table`.
     ///
-    /// A ring that is running keeps its index; a fresh one starts where the used ring in guest memory says,
-    /// which is what a driver that survived another back-end expects.
+    /// A ring that is running keeps its position.
     pub(super) fn place(
         &mut self,
-        areas: SplitAreas,
-        features: SplitFeatures,
+        areas: Areas,
+        features: RingFeatures,
         table: Arc<RegionTable>,
         used_log_base: Option<u64>,
         returns: Arc<SlotReturns>,
@@ -45,24 +48,23 @@ impl Publication {
             return;
         }
         self.set_log(table.log(), used_log_base);
-        let next = match &self.used {
-            Some(used) => used.next_index(),
-            None => UsedRing::read_index(areas, features),
-        };
-        self.used = Some(UsedRing::new(areas, features, next));
+        self.used = Some(match &self.used {
+            Some(used) => Used::new(areas, features, used.position()),
+            None => Used::start(areas, features, self.base),
+        });
         self.table = Some(table);
     }
 
     /// The internal thread, for a queue without an owner: the same ring over a newer table.
     pub(super) fn rebase(
         &mut self,
-        areas: SplitAreas,
-        features: SplitFeatures,
+        areas: Areas,
+        features: RingFeatures,
         table: Arc<RegionTable>,
         used_log_base: Option<u64>,
     ) {
         if let Some(used) = &self.used {
-            self.used = Some(UsedRing::new(areas, features, used.next_index()));
+            self.used = Some(Used::new(areas, features, used.position()));
             self.set_log(table.log(), used_log_base);
             self.table = Some(table);
         }
@@ -72,16 +74,59 @@ impl Publication {
     /// mapping, outside of the lock.
     pub(super) fn retire(&mut self) -> Option<Arc<RegionTable>> {
         self.dead = true;
-        self.used = None;
+        if let Some(used) = self.used.take() {
+            self.base = used.position();
+        }
         // What is in flight stays marked: it is the successor's.
-        self.tracker = None;
+        self.last_tracker = self.tracker.take().or(self.last_tracker.take());
         self.set_log(None, None);
         self.table.take()
     }
 
-    /// A fresh ring takes the dead one's place.
-    pub(super) fn revive(&mut self) {
+    /// A fresh ring takes the dead one's place. The used side of a packed one starts at `base`.
+    pub(super) fn revive(&mut self, base: u64) {
         self.dead = false;
+        self.base = base;
+    }
+
+    /// The ring has died because the front-end has stopped it, which is told where it stands.
+    pub(super) fn stopped(&mut self) {
+        if let Some(tracker) = self.last_tracker.take() {
+            tracker.stopped();
+        }
+    }
+
+    /// Lets go of a dead ring's in-flight area.
+    pub(super) fn forget(&mut self) {
+        self.last_tracker = None;
+    }
+
+    /// Where the used side of a packed ring starts; nothing of it has been placed yet.
+    pub(super) fn set_base(&mut self, base: u64) {
+        self.base = base;
+    }
+
+    /// These were popped just now, behind all that were popped before.
+    ///
+    /// # Safety
+    /// They are live elements of this queue.
+    pub(super) unsafe fn mark_popped(&mut self, slots: &[*mut Slot]) {
+        let (Some(used), Some(tracker)) = (&self.used, &mut self.tracker) else {
+            return;
+        };
+        let desc = |index| match used {
+            Used::Packed(used) => used.areas().desc(index).into(),
+            Used::Split(_) => StoredDesc::default(),
+        };
+        for &slot in slots {
+            // SAFETY: the caller's promise.
+            tracker.popped(unsafe { &*slot }, desc);
+        }
+    }
+
+    /// Where the used side has stopped.
+    pub(super) fn base(&self) -> u64 {
+        self.base
     }
 
     /// From here on what is in flight is marked in an area.
@@ -118,10 +163,10 @@ impl Publication {
         }
         let notify = used.publish(batch);
         if let Some(tracker) = &mut self.tracker {
-            tracker.after_publication(batch, used.next_index());
+            tracker.after_publication(batch, used.position() as u16);
         }
-        if let Some(log) = &self.used_log {
-            used.mark_published(log, batch.len());
+        if let (Some(log), Some(table)) = (&self.used_log, &self.table) {
+            used.mark_published(log, batch.len(), table.regions());
         }
         Some(notify)
     }

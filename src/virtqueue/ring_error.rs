@@ -9,6 +9,8 @@ use crate::memory::Access;
 pub(crate) enum RingError {
     /// Not a size of a split ring.
     Size { size: u16 },
+    /// Not a size of a packed ring.
+    PackedSize { size: u16 },
     /// An area is not aligned in the host.
     Misaligned {
         area: &'static str,
@@ -54,6 +56,19 @@ pub(crate) enum RingError {
     IndirectNested { head: u16 },
     /// A descriptor with both `INDIRECT` and `NEXT`.
     IndirectNext { head: u16, flags: u16 },
+    /// An indirect table behind other descriptors of a packed ring.
+    IndirectMixed { head: u16 },
+    /// A descriptor inside a packed ring's chain is not marked available.
+    OutOfStep {
+        head: u16,
+        position: u16,
+        flags: u16,
+        wrap: bool,
+    },
+    /// A packed ring's buffer has an id beyond the ring's size.
+    Id { head: u16, id: u16, size: u16 },
+    /// A packed ring's buffer has an id that is outstanding already.
+    IdBusy { head: u16, id: u16 },
     /// An indirect table's length is zero, no multiple of 16, or beyond the limit.
     IndirectLen { head: u16, len: u32, limit: usize },
     /// A field of the in-flight area has a value that no back-end writes.
@@ -69,7 +84,9 @@ impl RingError {
     pub(crate) fn errno(&self) -> i32 {
         match self {
             RingError::Budget { .. } | RingError::NoMemory => libc::ENOMEM,
-            RingError::Size { .. } | RingError::Misaligned { .. } => libc::EINVAL,
+            RingError::Size { .. }
+            | RingError::PackedSize { .. }
+            | RingError::Misaligned { .. } => libc::EINVAL,
             _ => libc::EBADMSG,
         }
     }
@@ -87,6 +104,9 @@ impl fmt::Display for RingError {
         match self {
             RingError::Size { size } => {
                 write!(f, "queue size {size} is not a power of two up to 32768")
+            }
+            RingError::PackedSize { size } => {
+                write!(f, "packed queue size {size} is not 1 to 32768")
             }
             RingError::Misaligned { area, host, align } => {
                 write!(
@@ -154,6 +174,7 @@ impl fmt::Display for RingError {
                 match access {
                     Access::Read => "read",
                     Access::Write => "written",
+                    Access::ReadWrite => "read and written",
                 }
             ),
             RingError::Unmapped {
@@ -178,6 +199,32 @@ impl fmt::Display for RingError {
                 write!(
                     f,
                     "chain at head {head}: flags {flags:#x} have both INDIRECT and NEXT"
+                )
+            }
+            RingError::IndirectMixed { head } => {
+                write!(
+                    f,
+                    "chain at head {head}: indirect table behind other descriptors"
+                )
+            }
+            RingError::OutOfStep {
+                head,
+                position,
+                flags,
+                wrap,
+            } => write!(
+                f,
+                "chain at head {head}: descriptor {position}, flags {flags:#x}: not available with wrap counter {}",
+                u8::from(*wrap)
+            ),
+            RingError::Id { head, id, size } => write!(
+                f,
+                "chain at head {head}: buffer id {id} is not below the queue size {size}"
+            ),
+            RingError::IdBusy { head, id } => {
+                write!(
+                    f,
+                    "chain at head {head}: buffer id {id} is outstanding already"
                 )
             }
             RingError::IndirectLen { head, len, limit } => write!(

@@ -89,7 +89,7 @@ impl Slot {
     /// How far a ring counts its pops before it begins again.
     pub(super) const SEQ_MASK: u64 = u64::MAX >> Slot::SEQ_SHIFT;
 
-    /// The head of the descriptor chain.
+    /// The head of the descriptor chain; in a packed ring, the buffer's id.
     #[inline(always)]
     pub(crate) fn head(&self) -> u16 {
         self.tag.load(Ordering::Relaxed) as u16
@@ -124,11 +124,25 @@ impl Slot {
             .is_ok()
     }
 
-    /// How many elements the ring had popped before, up to [`Slot::SEQ_MASK`]; the low 16 bits are the position in the
-    /// available ring.
+    /// How many elements a split ring had popped before, up to [`Slot::SEQ_MASK`]; the low 16 bits are the position in the
+    /// available ring. In a packed ring those are [`descs`](Self::descs), below the number of descriptors popped before.
     #[inline(always)]
     pub(crate) fn seq(&self) -> u64 {
         self.tag.load(Ordering::Relaxed) >> Slot::SEQ_SHIFT
+    }
+
+    /// For an element of a packed ring: how many descriptors it took.
+    #[inline(always)]
+    pub(super) fn descs(&self) -> u16 {
+        self.seq() as u16
+    }
+
+    /// What a completion says of the chain: the head in the low half, and [`descs`](Self::descs) in the high one, which has
+    /// no meaning for an element of a split ring.
+    #[inline(always)]
+    pub(super) fn chain(&self) -> u32 {
+        let tag = self.tag.load(Ordering::Relaxed);
+        (tag >> (Slot::SEQ_SHIFT - 16)) as u32 & 0xffff_0000 | u32::from(tag as u16)
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@ use super::areas::SplitAreas;
 use super::chain::Reader;
 use super::notify;
 use super::order::{Big, Little, Order};
+use super::ring::RingFeatures;
 use super::ring_error::RingError;
 use super::slot::{NoSlot, Slot, SlotPool, Stamp, state};
 use super::used::UsedLog;
@@ -16,15 +17,6 @@ const NO_NOTIFY: u16 = 1;
 /// How many chains ahead of the one being walked the descriptors are asked for.
 const AHEAD: usize = 8;
 
-/// Negotiated features that change how the ring is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct SplitFeatures {
-    pub(crate) indirect: bool,
-    pub(crate) event_idx: bool,
-    /// A legacy ring of a big-endian guest.
-    pub(crate) big_endian: bool,
-}
-
 /// Chains that a predecessor had in flight, to be popped before those in the available ring. They take the places of the
 /// last ones that it had popped there.
 #[derive(Debug)]
@@ -36,7 +28,7 @@ pub(crate) struct RecoveredHeads {
 }
 
 impl RecoveredHeads {
-    pub(crate) fn new(start: u64, heads: &[u16], features: SplitFeatures) -> RecoveredHeads {
+    pub(crate) fn new(start: u64, heads: &[u16], features: RingFeatures) -> RecoveredHeads {
         let entry = |&head: &u16| {
             AtomicU16::new(if features.big_endian {
                 Big::u16(head)
@@ -83,7 +75,7 @@ pub(crate) struct SplitRing<O> {
 
 impl<O: Order> SplitRing<O> {
     /// The available side, to continue where `popped` chains have been popped (see the field).
-    pub(crate) fn new(areas: SplitAreas, features: SplitFeatures, popped: u64) -> SplitRing<O> {
+    pub(crate) fn new(areas: SplitAreas, features: RingFeatures, popped: u64) -> SplitRing<O> {
         SplitRing {
             reader: Reader::new(areas, features.indirect),
             event_idx: features.event_idx,

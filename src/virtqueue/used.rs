@@ -5,7 +5,8 @@
 use super::areas::SplitAreas;
 use super::notify;
 use super::order::{Big, Little, Order};
-use super::split::SplitFeatures;
+use super::ring::RingFeatures;
+use super::slot::Slot;
 use crate::memory::DirtyLog;
 use crate::sync::{Arc, Ordering};
 
@@ -24,12 +25,26 @@ impl UsedElem {
         UsedElem(u64::from(head) | u64::from(len) << 32)
     }
 
-    /// The chain's head.
+    /// The chain of a live element, into which the device wrote `len` bytes.
+    #[inline(always)]
+    pub(crate) fn of(slot: &Slot, len: u32) -> UsedElem {
+        UsedElem(u64::from(slot.chain()) | u64::from(len) << 32)
+    }
+
+    /// The chain's head; in a packed ring, the buffer's id.
+    #[inline(always)]
     pub(crate) fn head(self) -> u16 {
         self.0 as u16
     }
 
+    /// How many descriptors of a packed ring the chain took.
+    #[inline(always)]
+    pub(crate) fn descs(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
     /// Bytes the device wrote.
+    #[inline(always)]
     pub(crate) fn len(self) -> u32 {
         (self.0 >> 32) as u32
     }
@@ -54,7 +69,7 @@ impl UsedLog {
 #[derive(Debug)]
 pub(crate) struct UsedRing {
     areas: SplitAreas,
-    features: SplitFeatures,
+    features: RingFeatures,
     next: u16,
     /// Whether an interrupt has been decided upon since the start. Before that, what the driver was told last is
     /// unknown, and the first publication interrupts.
@@ -63,7 +78,7 @@ pub(crate) struct UsedRing {
 
 impl UsedRing {
     /// The used side, to continue at index `next`.
-    pub(crate) fn new(areas: SplitAreas, features: SplitFeatures, next: u16) -> UsedRing {
+    pub(crate) fn new(areas: SplitAreas, features: RingFeatures, next: u16) -> UsedRing {
         UsedRing {
             areas,
             features,
@@ -73,7 +88,7 @@ impl UsedRing {
     }
 
     /// The used index in guest memory: where a ring that starts goes on.
-    pub(crate) fn read_index(areas: SplitAreas, features: SplitFeatures) -> u16 {
+    pub(crate) fn read_index(areas: SplitAreas, features: RingFeatures) -> u16 {
         // Relaxed: nothing else is read by it; only this back-end ever wrote it.
         let index = areas.used_index().load(Ordering::Relaxed);
         if features.big_endian {
@@ -85,7 +100,7 @@ impl UsedRing {
 
     /// The head of the chain that was returned `n` chains before the one at `next`: what a ring that starts goes by. The
     /// guest can write anything there.
-    pub(crate) fn read_head(areas: SplitAreas, features: SplitFeatures, next: u16, n: u16) -> u32 {
+    pub(crate) fn read_head(areas: SplitAreas, features: RingFeatures, next: u16, n: u16) -> u32 {
         let [id, _] = areas.used_entry(next.wrapping_sub(1).wrapping_sub(n));
         // Relaxed: as above.
         let id = id.load(Ordering::Relaxed);
@@ -124,7 +139,7 @@ impl UsedRing {
         for elem in batch {
             let [id, len] = areas.used_entry(next);
             // Relaxed: the release of the index makes the entry visible.
-            id.store(O::u32(elem.0 as u32), Ordering::Relaxed);
+            id.store(O::u32(elem.head().into()), Ordering::Relaxed);
             len.store(O::u32(elem.len()), Ordering::Relaxed);
             next = next.wrapping_add(1);
         }

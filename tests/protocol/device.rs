@@ -206,6 +206,11 @@ impl Script {
         }
     }
 
+    /// Gives back what was taken and not answered.
+    pub fn keep(&self, elements: Vec<Element>) {
+        lock(&self.held).extend(elements);
+    }
+
     pub fn take_held(&self) -> Vec<Element> {
         std::mem::take(&mut *lock(&self.held))
     }

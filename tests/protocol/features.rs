@@ -8,8 +8,8 @@ use crate::sim::{RegionSpec, echo};
 const OURS: u64 =
     feature::VERSION_1 | feature::INDIRECT_DESC | feature::EVENT_IDX | feature::PROTOCOL_FEATURES;
 
-/// A front-end takes these only while it migrates, and for a guest with an IOMMU.
-const OFFERED: u64 = OURS | feature::LOG_ALL | feature::ACCESS_PLATFORM;
+/// A front-end takes these only while it migrates, for a guest with an IOMMU, and for packed virtqueues.
+const OFFERED: u64 = OURS | feature::LOG_ALL | feature::ACCESS_PLATFORM | feature::RING_PACKED;
 
 #[test]
 fn what_is_offered() {

@@ -154,7 +154,7 @@ fn a_flood_of_bad_messages_leaves_a_few_log_lines() {
 fn refusals_without_need_reply_end_the_connection() {
     run("refusals_without_need_reply", |rig| {
         for (request, body, reason) in [
-            (req::SET_VRING_NUM, wire::vring_state(0, 3), "size 3"),
+            (req::SET_VRING_NUM, wire::vring_state(0, 0), "size 0"),
             (
                 req::SET_STATUS,
                 256u64.to_ne_bytes().to_vec(),

@@ -10,7 +10,7 @@ use vu_server::{Address, Context, Level, Server, ServerBuilder};
 
 use super::device::{Event, SOON, Script, Scripted, lock};
 use crate::sim::wire::{self, req};
-use crate::sim::{Deadline, Desc, Frontend, HangGuard, Session, SessionBuilder};
+use crate::sim::{Deadline, Desc, Driver, Frontend, HangGuard, Session, SessionBuilder};
 use crate::sim::{echo, eventually, process};
 
 /// One test at a time: each counts the process's file descriptors.
@@ -125,13 +125,14 @@ pub fn run_on(
     );
 }
 
-struct Looper {
+/// A thread that runs a context.
+pub struct Looper {
     ctx: Arc<Context>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Looper {
-    fn start(ctx: &Arc<Context>) -> Self {
+    pub fn start(ctx: &Arc<Context>) -> Self {
         let looping = ctx.clone();
         let looper = thread::Builder::new().name("looper".into());
         let thread = looper.spawn(move || looping.run().unwrap()).unwrap();
@@ -142,7 +143,7 @@ impl Looper {
     }
 
     #[track_caller]
-    fn finish(mut self) {
+    pub fn finish(mut self) {
         self.ctx.quit();
         self.thread
             .take()
@@ -255,7 +256,7 @@ impl Rig {
 
     /// REFUSE for each, with nothing changed: the session's rings go on.
     #[track_caller]
-    pub fn all_refused(&self, session: &mut Session, bad: &[Bad]) {
+    pub fn all_refused<D: Driver>(&self, session: &mut Session<D>, bad: &[Bad]) {
         for bad in bad {
             self.refused(session.fe(), bad);
             works(session);
@@ -292,21 +293,19 @@ impl Rig {
 
     /// BREAK of queue 0: err fd, callback and statistics say so, queue 1 goes on, and GET_VRING_BASE clears it.
     #[track_caller]
-    pub fn broken(&self, what: &str, session: &mut Session, reason: &str) {
+    pub fn broken<D: Driver>(&self, what: &str, session: &mut Session<D>, reason: &str) {
         self.broke(what, session, reason);
         echo::round_trip(&mut session.queues[1], what.as_bytes());
-        session.stop_queue(0);
-        session.queues[0].reset(0).unwrap();
-        session.bases[0] = 0;
-        session.start_queue(0);
+        session.restart_queue(0);
         works(session);
     }
 
     /// The first half of [`broken`](Self::broken): queue 0 stays as it is.
     #[track_caller]
-    pub fn broke(&self, what: &str, session: &Session, reason: &str) {
+    pub fn broke<D: Driver>(&self, what: &str, session: &Session<D>, reason: &str) {
         session.queues[0]
-            .wait_err(Deadline::after(SOON))
+            .err_fd()
+            .wait("signal on the err fd", Deadline::after(SOON))
             .unwrap_or_else(|error| panic!("{what}: {error}"));
         let event = self
             .device
@@ -324,7 +323,7 @@ impl Rig {
         assert_eq!(index, 0, "{what}: index of the broken ring");
         assert!(told.contains(reason), "{what}: {told:?}, want {reason:?}");
         // It was signalled before the device heard of it, by whoever found out.
-        session.queues[0].err.take().unwrap();
+        session.queues[0].err_fd().take().unwrap();
     }
 }
 
@@ -384,7 +383,7 @@ impl Bad {
 
 /// All rings of a session answer, and so does the connection.
 #[track_caller]
-pub fn works(session: &mut Session) {
+pub fn works<D: Driver>(session: &mut Session<D>) {
     for queue in &mut session.queues {
         echo::round_trip(queue, b"does this still work?");
     }

@@ -10,6 +10,7 @@ use super::deadline::Deadline;
 use super::driver::{Seg, SplitDriver, Used};
 use super::frontend::TIMEOUT;
 use super::memory::GuestMemory;
+use super::queue::Driver;
 
 /// What the writable buffer holds before the device writes it.
 const UNTOUCHED: u8 = 0xa5;
@@ -76,7 +77,7 @@ impl EchoRequest {
 
 /// One request there and back.
 #[track_caller]
-pub fn round_trip(driver: &mut SplitDriver, bytes: &[u8]) {
+pub fn round_trip<D: Driver>(driver: &mut D, bytes: &[u8]) {
     let len = bytes.len() as u32;
     let mut request = EchoRequest::new(driver.memory(), len, len);
     request.send(bytes);
@@ -87,8 +88,8 @@ pub fn round_trip(driver: &mut SplitDriver, bytes: &[u8]) {
 }
 
 /// Keeps a number of requests in flight and checks every answer.
-pub struct EchoLoad<'a> {
-    pub driver: &'a mut SplitDriver,
+pub struct EchoLoad<'a, D = SplitDriver> {
+    pub driver: &'a mut D,
     pub completed: u64,
     pub submitted: u64,
     /// How long any one completion may take.
@@ -98,9 +99,9 @@ pub struct EchoLoad<'a> {
     busy: HashMap<u16, EchoRequest>,
 }
 
-impl<'a> EchoLoad<'a> {
+impl<'a, D: Driver> EchoLoad<'a, D> {
     #[track_caller]
-    pub fn new(driver: &'a mut SplitDriver, depth: usize, len: u32) -> Self {
+    pub fn new(driver: &'a mut D, depth: usize, len: u32) -> Self {
         let memory = Arc::clone(driver.memory());
         let request = |_| EchoRequest::new(&memory, len, len);
         EchoLoad {

@@ -1,4 +1,4 @@
-//! A simulated vhost-user front-end with split-ring drivers.
+//! A simulated vhost-user front-end with drivers of split and packed rings.
 //!
 //! It shares no code with the library under test: it speaks bytes over a UNIX
 //! socket and writes descriptors into memory that it maps itself, so it can
@@ -6,8 +6,8 @@
 //!
 //! From the bottom up: [`wire`] and [`socket`] are the message format and its
 //! transport, [`Frontend`] the requests, [`GuestMemory`] the guest's RAM,
-//! [`SplitDriver`] the driver's side of one virtqueue, [`Session`] all of it
-//! negotiated and running. Everything below `Session` returns errors;
+//! [`SplitDriver`] and [`PackedDriver`] the driver's side of one virtqueue,
+//! [`Session`] all of it negotiated and running. Everything below `Session` returns errors;
 //! `Session` and [`echo`] panic with context, as a test wants.
 //!
 //! An integration test includes it with `#[path = "sim/mod.rs"] mod sim;`.
@@ -24,8 +24,11 @@ pub mod eventfd;
 pub mod frontend;
 pub mod inflight;
 pub mod memory;
+pub mod packed_driver;
+pub mod packed_ring;
 pub mod postcopy;
 pub mod process;
+pub mod queue;
 pub mod requests;
 pub mod ring;
 pub mod session;
@@ -40,7 +43,10 @@ pub use error::{Error, Result};
 pub use eventfd::EventFd;
 pub use frontend::{Frontend, Reply};
 pub use memory::{GuestMemory, Region, RegionSpec};
+pub use packed_driver::PackedDriver;
+pub use packed_ring::{PackedDesc, PackedLayout, Position};
 pub use postcopy::Pages;
+pub use queue::Driver;
 pub use ring::{Desc, RingLayout};
 pub use session::{Session, SessionBuilder};
 pub use shared::SharedFile;

@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use super::backend_channel::BackendChannel;
 use super::driver::SplitDriver;
-use super::error::Result;
+use super::error::{Error, Result};
 use super::frontend::{Frontend, TIMEOUT};
 use super::inflight::Inflight;
 use super::memory::{GuestMemory, Region, RegionSpec};
+use super::packed_driver::PackedDriver;
 use super::postcopy::Pages;
+use super::queue::Driver;
 use super::wire::{feature, protocol_feature, req};
+use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
 
 /// Device status of a running device, virtio's ACKNOWLEDGE, DRIVER,
@@ -23,7 +26,7 @@ pub const STATUS_RUNNING: u64 = 1 | 2 | 8 | 4;
 const MEM_TABLE_REGIONS: usize = 8;
 
 #[derive(Clone, Debug)]
-pub struct SessionBuilder {
+pub struct SessionBuilder<D = SplitDriver> {
     queues: u16,
     queue_size: u16,
     features: u64,
@@ -36,6 +39,7 @@ pub struct SessionBuilder {
     call_fd: bool,
     postcopy: bool,
     timeout: Duration,
+    driver: PhantomData<D>,
 }
 
 impl Default for SessionBuilder {
@@ -63,11 +67,33 @@ impl Default for SessionBuilder {
             call_fd: true,
             postcopy: false,
             timeout: TIMEOUT,
+            driver: PhantomData,
         }
     }
 }
 
 impl SessionBuilder {
+    /// Packed rings instead of split ones, which the back-end must offer.
+    pub fn packed(self) -> SessionBuilder<PackedDriver> {
+        SessionBuilder {
+            queues: self.queues,
+            queue_size: self.queue_size,
+            features: self.features | PackedDriver::FEATURES,
+            protocol_features: self.protocol_features,
+            regions: self.regions,
+            mem_slots: self.mem_slots,
+            inflight: self.inflight,
+            start: self.start,
+            kick_fd: self.kick_fd,
+            call_fd: self.call_fd,
+            postcopy: self.postcopy,
+            timeout: self.timeout,
+            driver: PhantomData,
+        }
+    }
+}
+
+impl<D: Driver> SessionBuilder<D> {
     pub fn queues(mut self, count: u16) -> Self {
         self.queues = count;
         self
@@ -151,17 +177,17 @@ impl SessionBuilder {
     }
 
     #[track_caller]
-    pub fn connect(self, path: impl AsRef<Path>) -> Session {
+    pub fn connect(self, path: impl AsRef<Path>) -> Session<D> {
         let frontend = Frontend::connect_within(path, self.timeout).unwrap();
         self.over(frontend)
     }
 
     #[track_caller]
-    pub fn over(self, frontend: Frontend) -> Session {
+    pub fn over(self, frontend: Frontend) -> Session<D> {
         self.try_over(frontend).unwrap()
     }
 
-    pub fn try_over(self, frontend: Frontend) -> Result<Session> {
+    pub fn try_over(self, frontend: Frontend) -> Result<Session<D>> {
         let memory = GuestMemory::new(&self.regions)?;
         let mut session = Session {
             frontend: None,
@@ -173,13 +199,13 @@ impl SessionBuilder {
             inflight: None,
             pages: None,
             addresses: Vec::new(),
-            bases: vec![0; self.queues.into()],
+            bases: vec![D::START; self.queues.into()],
             plan: self,
         };
         session.negotiate(frontend)?;
         let event_idx = session.features & feature::EVENT_IDX != 0;
         for _ in 0..session.plan.queues {
-            let driver = SplitDriver::new(&session.memory, session.plan.queue_size, event_idx)?;
+            let driver = D::new(&session.memory, session.plan.queue_size, event_idx)?;
             session.queues.push(driver);
         }
         if session.plan.start {
@@ -189,11 +215,11 @@ impl SessionBuilder {
     }
 }
 
-pub struct Session {
+pub struct Session<D = SplitDriver> {
     /// `None` between a disconnect and the next connection.
     frontend: Option<Frontend>,
     pub memory: Arc<GuestMemory>,
-    pub queues: Vec<SplitDriver>,
+    pub queues: Vec<D>,
     pub features: u64,
     pub protocol_features: u64,
     /// Our end of the back-end's channel, if BACKEND_REQ was negotiated.
@@ -206,14 +232,16 @@ pub struct Session {
     pub addresses: Vec<u64>,
     /// By queue: where the ring goes on at its next start.
     pub bases: Vec<u32>,
-    plan: SessionBuilder,
+    plan: SessionBuilder<D>,
 }
 
 impl Session {
     pub fn builder() -> SessionBuilder {
         SessionBuilder::default()
     }
+}
 
+impl<D: Driver> Session<D> {
     #[track_caller]
     pub fn fe(&self) -> &Frontend {
         self.frontend.as_ref().expect("session is disconnected")
@@ -236,6 +264,12 @@ impl Session {
         frontend.timeout = self.plan.timeout;
         let offered = frontend.get_features()?;
         self.features = offered & self.plan.features;
+        if self.features & D::FEATURES != D::FEATURES {
+            return Err(Error::Broken(format!(
+                "features {offered:#x} are offered, {:#x} are needed",
+                D::FEATURES
+            )));
+        }
         self.protocol_features = 0;
         if self.features & feature::PROTOCOL_FEATURES != 0 {
             let offered = frontend.get_protocol_features()?;
@@ -257,7 +291,7 @@ impl Session {
         if self.plan.inflight {
             if self.inflight.is_none() {
                 let (queues, size) = (self.plan.queues, self.plan.queue_size);
-                self.inflight = Some(frontend.get_inflight_fd(queues, size)?);
+                self.inflight = Some(frontend.get_inflight_fd_of(D::INFLIGHT, queues, size)?);
             }
             self.inflight
                 .iter()
@@ -316,15 +350,14 @@ impl Session {
     pub fn try_start_queue(&mut self, index: usize) -> Result<()> {
         let number = index as u32;
         let queue = &self.queues[index];
-        let layout = queue.ring.layout();
-        let addr = layout.vring_addr(&self.memory, number)?;
-        let call = self.plan.call_fd.then(|| queue.call.as_raw_fd());
-        let kick = self.plan.kick_fd.then(|| queue.kick.as_raw_fd());
+        let addr = queue.vring_addr(number)?;
+        let call = self.plan.call_fd.then(|| queue.call_fd().as_raw_fd());
+        let kick = self.plan.kick_fd.then(|| queue.kick_fd().as_raw_fd());
         let frontend = self.fe();
-        frontend.set_vring_num(number, layout.size.into())?;
+        frontend.set_vring_num(number, queue.size().into())?;
         frontend.set_vring_base(number, self.bases[index])?;
         frontend.set_vring_addr(&addr)?;
-        frontend.set_vring_err(number, Some(queue.err.as_raw_fd()))?;
+        frontend.set_vring_err(number, Some(queue.err_fd().as_raw_fd()))?;
         frontend.set_vring_call(number, call)?;
         frontend.set_vring_kick(number, kick)?;
         if self.features & feature::PROTOCOL_FEATURES != 0 {
@@ -382,7 +415,7 @@ impl Session {
     pub fn abort(&mut self) {
         self.close();
         for (base, queue) in self.bases.iter_mut().zip(&self.queues) {
-            *base = queue.ring.used_idx().unwrap().into();
+            *base = queue.used_base().unwrap();
         }
     }
 
@@ -411,9 +444,18 @@ impl Session {
     #[track_caller]
     pub fn reset_rings(&mut self) {
         for (base, queue) in self.bases.iter_mut().zip(&mut self.queues) {
-            queue.reset(0).unwrap();
-            *base = 0;
+            queue.restart().unwrap();
+            *base = D::START;
         }
+    }
+
+    /// GET_VRING_BASE, a ring as a rebooted guest leaves it, and a new start.
+    #[track_caller]
+    pub fn restart_queue(&mut self, index: usize) {
+        self.stop_queue(index);
+        self.queues[index].restart().unwrap();
+        self.bases[index] = D::START;
+        self.start_queue(index);
     }
 
     /// Plugs memory in: our mapping first, then ADD_MEM_REG.

@@ -3,11 +3,10 @@
 
 use libc::iovec;
 
-use super::{Buffers, Reader, Table, buffer, distance, too_long};
+use super::{Buffers, Format, Rules, Table, buffer, distance, too_long};
 use crate::memory::{Access, Translate};
 use crate::virtqueue::areas::Desc;
 use crate::virtqueue::arena::Arena;
-use crate::virtqueue::order::Order;
 use crate::virtqueue::ring_error::RingError;
 use crate::virtqueue::slot::{INLINE_IOVECS, Slot};
 
@@ -60,12 +59,17 @@ impl Walk {
         }
     }
 
+    /// Where the walk has ended.
+    pub(super) fn end(&self) -> (Desc, Table) {
+        (self.desc, self.table)
+    }
+
     /// Takes in the rest of the chain and writes the element.
     #[cold]
     #[inline(never)]
-    pub(super) fn finish<O: Order, T: Translate>(
-        mut self,
-        reader: &mut Reader<O>,
+    pub(super) fn finish<F: Format, T: Translate>(
+        &mut self,
+        rules: &mut Rules,
         mut translate: T,
         arena: &mut Arena,
     ) -> Result<(), Box<RingError>> {
@@ -76,14 +80,14 @@ impl Walk {
             }
             self.left -= 1;
             if self.desc.has(Desc::INDIRECT) != 0 {
-                self.enter(reader, &mut translate)?;
+                self.enter::<F, T>(rules, &mut translate)?;
                 continue;
             }
-            self.take(reader.limit().into(), &mut translate, arena)?;
+            self.take(rules.limit().into(), &mut translate, arena)?;
             if self.desc.has(Desc::NEXT) == 0 {
                 return self.fill();
             }
-            self.desc = self.table.next::<O>(self.desc, self.head)?;
+            self.desc = F::next(&mut self.table, self.desc, self.head)?;
         }
     }
 
@@ -124,18 +128,21 @@ impl Walk {
     }
 
     /// Goes on in an indirect table.
-    fn enter<O: Order, T: Translate>(
+    fn enter<F: Format, T: Translate>(
         &mut self,
-        reader: &mut Reader<O>,
+        rules: &mut Rules,
         translate: &mut T,
     ) -> Result<(), Box<RingError>> {
         let Walk { head, desc, .. } = *self;
-        let (len, limit) = (desc.len(), usize::from(reader.limit()));
-        if !reader.indirect {
+        let (len, limit) = (desc.len(), usize::from(rules.limit()));
+        if !rules.indirect {
             return Err(Box::new(RingError::IndirectNotNegotiated { head }));
         }
         if self.table.indirect {
             return Err(Box::new(RingError::IndirectNested { head }));
+        }
+        if !F::MIXED && self.count > 0 {
+            return Err(Box::new(RingError::IndirectMixed { head }));
         }
         if desc.has(Desc::NEXT) != 0 {
             return Err(Box::new(RingError::IndirectNext {
@@ -147,17 +154,15 @@ impl Walk {
         if !(len as usize).is_multiple_of(Desc::SIZE) || entries == 0 || entries > limit {
             return Err(Box::new(RingError::IndirectLen { head, len, limit }));
         }
-        self.table = match reader.table_in_place(translate, desc) {
+        self.table = match rules.table_in_place(translate, desc) {
             Some(table) => table,
-            None => Table {
-                base: copy_table(translate, head, desc, &mut reader.copy)?,
-                entries: entries as u16,
-                indirect: true,
-            },
+            None => {
+                let base = copy_table(translate, head, desc, &mut rules.copy)?;
+                Table::indirect(base, entries as u16)
+            }
         };
         self.left = entries;
-        // SAFETY: the first of at least one entry.
-        self.desc = unsafe { Desc::read::<O>(self.table.base, 0) };
+        self.desc = F::first(&self.table);
         Ok(())
     }
 
@@ -183,7 +188,7 @@ impl Walk {
     }
 
     /// Writes the element.
-    fn fill(self) -> Result<(), Box<RingError>> {
+    fn fill(&self) -> Result<(), Box<RingError>> {
         if self.len > u32::MAX.into() {
             return Err(too_long(self.head, self.len));
         }

@@ -54,7 +54,7 @@ struct Pair {
 
 impl Pair {
     fn new(size: u16, event_idx: bool, start: u16) -> Pair {
-        let features = SplitFeatures {
+        let features = RingFeatures {
             indirect: true,
             event_idx,
             big_endian: false,

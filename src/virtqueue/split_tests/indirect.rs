@@ -74,7 +74,7 @@ fn bad_indirect_tables_break() {
         rig.describe(0, desc);
         rig.breaks(part)
     };
-    let direct_only = SplitFeatures {
+    let direct_only = RingFeatures {
         indirect: false,
         event_idx: true,
         big_endian: false,

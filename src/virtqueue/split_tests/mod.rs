@@ -13,7 +13,7 @@ use std::ptr;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
-use super::super::areas::{SplitAreas, SplitLayout};
+use super::super::areas::{RingLayout, SplitAreas};
 use super::super::order::Little;
 use super::super::used::{UsedElem, UsedRing};
 use super::*;
@@ -37,12 +37,12 @@ const USED: u64 = LOW + (1 << 20) + (1 << 19);
 /// Free for tables and buffers, to the end of the region.
 const DATA: u64 = LOW + (2 << 20);
 
-const BOTH: SplitFeatures = SplitFeatures {
+const BOTH: RingFeatures = RingFeatures {
     indirect: true,
     event_idx: true,
     big_endian: false,
 };
-const NEITHER: SplitFeatures = SplitFeatures {
+const NEITHER: RingFeatures = RingFeatures {
     indirect: false,
     event_idx: false,
     big_endian: false,
@@ -85,14 +85,14 @@ fn guest_memory() -> RegionTable {
 }
 
 impl Rig {
-    fn new(size: u16, features: SplitFeatures) -> Rig {
+    fn new(size: u16, features: RingFeatures) -> Rig {
         Rig::starting_at(size, features, 0)
     }
 
     /// A ring whose indexes both begin at `start`.
-    fn starting_at(size: u16, features: SplitFeatures, start: u16) -> Rig {
+    fn starting_at(size: u16, features: RingFeatures, start: u16) -> Rig {
         let table = guest_memory();
-        let layout = SplitLayout::new(size, features.event_idx);
+        let layout = RingLayout::split(size, features.event_idx);
         let area = |gpa, len: usize| table.translate(gpa, len as u64).expect("area");
         // SAFETY: the areas are mapped in full as long as the table of the rig lives.
         let areas = unsafe {

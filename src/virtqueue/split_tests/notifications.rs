@@ -2,12 +2,12 @@
 
 use super::*;
 
-const FLAGS_ONLY: SplitFeatures = SplitFeatures {
+const FLAGS_ONLY: RingFeatures = RingFeatures {
     indirect: false,
     event_idx: false,
     big_endian: false,
 };
-const EVENTS: SplitFeatures = SplitFeatures {
+const EVENTS: RingFeatures = RingFeatures {
     indirect: false,
     event_idx: true,
     big_endian: false,

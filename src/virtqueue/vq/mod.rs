@@ -30,11 +30,11 @@ use crate::sync::{
 use super::inflight::Gate;
 use super::inflight_area::InflightRegion;
 use super::kick::KickSource;
+use super::place::Base;
 use super::publication::Publication;
-use super::ring::Ring;
+use super::ring::{RecoveredList, Ring, RingFeatures};
 use super::signal::SignalFd;
 use super::slot::SlotPool;
-use super::split::{RecoveredHeads, SplitFeatures};
 use super::staged::Staged;
 use super::stats::{Counter, OwnerCounters, PublicationCounters, VqStats};
 use epoch::Epoch;
@@ -50,11 +50,12 @@ pub(crate) struct Setup {
     /// Changes with every start, so that an owner knows a fresh ring from one that merely moved.
     pub(crate) incarnation: u64,
     pub(crate) size: u16,
+    pub(crate) packed: bool,
     /// Front-end addresses of the three areas.
     pub(crate) desc: u64,
     pub(crate) avail: u64,
     pub(crate) used: u64,
-    pub(crate) features: SplitFeatures,
+    pub(crate) features: RingFeatures,
     /// Where what is in flight is marked, if the front-end wants that.
     pub(crate) inflight: Option<InflightRegion>,
     pub(crate) kick: Arc<KickSource>,
@@ -130,10 +131,11 @@ pub(crate) struct Queue {
     pub(crate) call: SignalFd,
     pub(crate) err: SignalFd,
     enabled: AtomicBool,
-    /// How many chains were popped, as of the last hand-over: the low 16 bits are the position in the available ring.
+    /// How many chains were popped, as of the last hand-over: the low 16 bits are the position in the available ring. Of a
+    /// packed ring, how many descriptors.
     popped: AtomicU64,
     /// What a predecessor had in flight.
-    recovered: Mutex<Option<Arc<RecoveredHeads>>>,
+    recovered: Mutex<Option<RecoveredList>>,
     stop_reason: AtomicU32,
     failure: Mutex<Option<Error>>,
     broken: AtomicBool,

@@ -88,7 +88,7 @@ impl Queue {
         // The areas are good as long as `table`, which `private.table` keeps.
         let mut ring = Ring::new(areas, setup.features, popped);
         ring.set_recovered(self.recovered.lock().clone());
-        ring.set_log(self.used_log(&table));
+        ring.set_log(self.used_log(&table), &table);
         let mut publication = self.publication.lock();
         publication.place(
             areas,

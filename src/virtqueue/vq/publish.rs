@@ -98,8 +98,14 @@ impl Queue {
         // SAFETY: this thread owns the queue, and nothing below comes back to it.
         let private = unsafe { &mut *self.private.get() };
         // SAFETY: the slot is live until it is released below.
-        let (head, epoch, out_len) =
-            unsafe { ((*slot).head(), (*slot).epoch.cast(), (*slot).elem.out_len) };
+        let (used, epoch, out_len) = unsafe {
+            let slot = &*slot;
+            (
+                UsedElem::of(slot, written),
+                slot.epoch.cast(),
+                slot.elem.out_len,
+            )
+        };
         if epoch != private.epoch {
             return false;
         }
@@ -112,7 +118,7 @@ impl Queue {
         };
         // SAFETY: the slot is this pool's and nobody uses it any more.
         unsafe { pool.release(slot) };
-        if private.staged.push(UsedElem::new(head, written), out_len) {
+        if private.staged.push(used, out_len) {
             self.flush_private(private);
         } else if private.staged.len() == 1 && !private.in_kick {
             self.flush_later(private);
@@ -136,14 +142,13 @@ impl Queue {
     #[inline(never)]
     pub(in crate::virtqueue) unsafe fn finish(&self, slot: *mut Slot, written: u32) {
         // SAFETY: the caller's promise; the slot stays valid until it is given back below.
-        let (head, epoch, out_len) = unsafe {
+        let (elem, epoch, out_len) = unsafe {
             (
-                (*slot).head(),
+                UsedElem::of(&*slot, written),
                 (*slot).epoch.cast::<Epoch>(),
                 (*slot).elem.out_len,
             )
         };
-        let elem = UsedElem::new(head, written);
         let (notify, logged) = {
             let mut publication = self.publication.lock();
             if let Some(log) = publication.log() {

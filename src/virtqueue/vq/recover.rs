@@ -4,7 +4,15 @@ use crate::context::owner::State;
 use crate::error::{Error, Result};
 use crate::memory::RegionTable;
 use crate::sync::{Arc, Ordering};
-use crate::virtqueue::inflight_area::Tracker;
+use crate::virtqueue::areas::SplitAreas;
+use crate::virtqueue::inflight_area::packed::{PackedRegion, PackedTracker};
+use crate::virtqueue::inflight_area::split::{SplitRegion, SplitTracker};
+use crate::virtqueue::inflight_area::{InflightRegion, Tracker};
+use crate::virtqueue::packed_areas::PackedAreas;
+use crate::virtqueue::packed_recovered::RecoveredChains;
+use crate::virtqueue::place::Base;
+use crate::virtqueue::ring::{Areas, RecoveredList};
+use crate::virtqueue::ring_error::RingError;
 use crate::virtqueue::slot::Slot;
 use crate::virtqueue::split::RecoveredHeads;
 use crate::virtqueue::used::UsedRing;
@@ -23,39 +31,77 @@ impl Queue {
             return Ok(());
         };
         let areas = resolve(setup, table, self.index)?;
-        let used = UsedRing::read_index(areas, setup.features);
-        let returned = |n| UsedRing::read_head(areas, setup.features, used, n);
-        let recovered = region
-            .recover(setup.size, used, returned)
-            .map_err(|error| ring_error(self.index, &error))?;
-        let count = recovered.heads.len();
+        let recovered = match (region, areas) {
+            (InflightRegion::Split(region), Areas::Split(areas)) => {
+                self.recover_split(region, areas, setup)
+            }
+            (InflightRegion::Packed(region), Areas::Packed(areas)) => {
+                self.recover_packed(region, areas, setup)
+            }
+            // The session made it for this ring.
+            _ => return Ok(()),
+        };
+        let (tracker, count) = recovered.map_err(|error| ring_error(self.index, &error))?;
         if count > 0 {
-            let list = RecoveredHeads::new(used.into(), &recovered.heads, setup.features);
-            *self.recovered.lock() = Some(Arc::new(list));
-            self.popped.store(used.into(), Ordering::Release);
             self.server.logger.info(format_args!(
                 "queue {}: {count} requests were in flight and are done again",
                 self.index
             ));
         }
-        self.publication
-            .lock()
-            .track(Tracker::new(region.clone(), &recovered));
+        self.publication.lock().track(tracker);
         // Whoever returned the last chain may have died before it could say so.
         self.notify();
         Ok(())
     }
 
+    fn recover_split(
+        &self,
+        region: &SplitRegion,
+        areas: SplitAreas,
+        setup: &Setup,
+    ) -> std::result::Result<(Tracker, usize), RingError> {
+        let used = UsedRing::read_index(areas, setup.features);
+        let returned = |n| UsedRing::read_head(areas, setup.features, used, n);
+        let recovered = region.recover(setup.size, used, returned)?;
+        let count = recovered.heads.len();
+        if count > 0 {
+            let list = RecoveredHeads::new(used.into(), &recovered.heads, setup.features);
+            *self.recovered.lock() = Some(RecoveredList::Split(Arc::new(list)));
+            self.popped.store(used.into(), Ordering::Release);
+        }
+        let tracker = SplitTracker::new(region.clone(), &recovered);
+        Ok((Tracker::Split(tracker), count))
+    }
+
+    /// Where a packed ring stands is nowhere in guest memory. A region that somebody has used knows; a front-end that has
+    /// seen the predecessor die does not.
+    fn recover_packed(
+        &self,
+        region: &PackedRegion,
+        areas: PackedAreas,
+        setup: &Setup,
+    ) -> std::result::Result<(Tracker, usize), RingError> {
+        let base = Base {
+            avail: self.popped(),
+            used: self.publication.lock().base(),
+        };
+        let recovered = region.recover(setup.size, base, |index| areas.desc(index).flags())?;
+        let (used, count) = (recovered.used.count, recovered.chains.len());
+        if recovered.is_used {
+            let list = RecoveredChains::new(used, &recovered.chains);
+            *self.recovered.lock() = Some(RecoveredList::Packed(Arc::new(list)));
+            self.popped.store(used, Ordering::Release);
+            self.publication.lock().set_base(used);
+        }
+        let tracker = PackedTracker::new(region.clone(), recovered);
+        Ok((Tracker::Packed(tracker), count))
+    }
+
     /// The owner: these were popped just now. The lock is what keeps a mark of a head's last request from being cleared
     /// after that of this one was set.
     pub(super) fn mark_popped(&self, slots: &[*mut Slot]) {
-        let mut publication = self.publication.lock();
-        if let Some(tracker) = publication.tracker() {
-            for &slot in slots {
-                // SAFETY: popped just now, and not handed out yet.
-                tracker.popped(unsafe { (*slot).head() });
-            }
-        }
+        // SAFETY: popped just now, and not handed out yet.
+        unsafe { self.publication.lock().mark_popped(slots) };
     }
 
     /// The owner: these were put back just now. What a predecessor had popped stays in flight until it is returned.
@@ -63,12 +109,9 @@ impl Queue {
         let recovered = self.recovered.lock().as_ref().map_or(0, |list| list.end());
         let mut publication = self.publication.lock();
         if let Some(tracker) = publication.tracker() {
-            for &slot in slots {
+            for &slot in slots.iter().rev() {
                 // SAFETY: in the pool's list, which is the owner's alone; what it says of its last use is still there.
-                let slot = unsafe { &*slot };
-                if slot.seq() >= recovered & Slot::SEQ_MASK {
-                    tracker.unpopped(slot.head());
-                }
+                tracker.unpopped(unsafe { &*slot }, recovered);
             }
         }
     }

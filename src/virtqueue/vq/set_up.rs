@@ -5,25 +5,27 @@ use crate::device::StopReason;
 use crate::error::{Error, Result};
 use crate::memory::RegionTable;
 use crate::sync::{Arc, MutexGuard, Ordering};
-use crate::virtqueue::areas::{SplitAreas, SplitLayout};
+use crate::virtqueue::areas::{PACKED_AREAS, RingLayout, SPLIT_AREAS, SplitAreas};
+use crate::virtqueue::packed_areas::PackedAreas;
 use crate::virtqueue::publication::Publication;
+use crate::virtqueue::ring::Areas;
 use crate::virtqueue::ring_error::RingError;
 
-use super::{Queue, Setup};
+use super::{Base, Queue, Setup};
 
 impl Queue {
     /// A fresh ring that begins at `base`, or with `None` a new kick descriptor for the same one. The queue is
     /// INTERNAL.
-    pub(crate) fn prepare(&self, mut setup: Setup, base: Option<u16>) {
+    pub(crate) fn prepare(&self, mut setup: Setup, base: Option<Base>) {
         let mut place = self.setup.lock();
         setup.incarnation = place.as_ref().map_or(0, |before| before.incarnation);
         if let Some(base) = base {
             setup.incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed) + 1;
             self.broken.store(false, Ordering::Release);
             *self.failure.lock() = None;
-            self.popped.store(u64::from(base), Ordering::Release);
+            self.popped.store(base.avail, Ordering::Release);
             *self.recovered.lock() = None;
-            self.publication.lock().revive();
+            self.publication.lock().revive(base.used);
             self.condemned.store(false, Ordering::Relaxed);
             self.gate.reopen();
         }
@@ -51,9 +53,15 @@ impl Queue {
         drop(table);
     }
 
+    /// A retired ring was stopped by the front-end, which is told where it stands.
+    pub(crate) fn stopped(&self) {
+        self.publication.lock().stopped();
+    }
+
     /// The ring is no more, and what was wrong with it neither.
     pub(crate) fn forget_setup(&self) {
         *self.setup.lock() = None;
+        self.publication.lock().forget();
         self.broken.store(false, Ordering::Release);
         *self.failure.lock() = None;
     }
@@ -90,7 +98,7 @@ impl Queue {
         }
     }
 
-    fn resolve_or_fail(&self, setup: &Setup, table: &RegionTable) -> Option<SplitAreas> {
+    fn resolve_or_fail(&self, setup: &Setup, table: &RegionTable) -> Option<Areas> {
         match resolve(setup, table, self.index) {
             Ok(areas) => Some(areas),
             Err(error) => {
@@ -105,7 +113,7 @@ impl Queue {
         &self,
         mut publication: MutexGuard<'_, Publication>,
         setup: &Setup,
-        areas: Option<SplitAreas>,
+        areas: Option<Areas>,
         table: &Arc<RegionTable>,
     ) {
         self.pinned.store(table.generation(), Ordering::Relaxed);
@@ -124,9 +132,17 @@ impl Queue {
 
     /// Where the driver's next buffer is; exact while the queue is INTERNAL. What a predecessor had in flight lies before
     /// that, popped again by now or not.
-    pub(crate) fn next_avail(&self) -> u16 {
+    fn next_avail(&self) -> u64 {
         let end = self.recovered.lock().as_ref().map_or(0, |list| list.end());
-        self.popped().max(end) as u16
+        self.popped().max(end)
+    }
+
+    /// Where a retired ring has stopped.
+    pub(crate) fn base(&self) -> Base {
+        Base {
+            avail: self.next_avail(),
+            used: self.publication.lock().base(),
+        }
     }
 
     /// How many chains were popped; exact while the queue is INTERNAL.
@@ -160,21 +176,31 @@ pub(super) fn ring_error(index: u32, error: &RingError) -> Error {
 }
 
 /// Host pointers of the three areas, each in full length inside one region.
-pub(crate) fn resolve(setup: &Setup, table: &RegionTable, index: u32) -> Result<SplitAreas> {
-    let layout = SplitLayout::new(setup.size, setup.features.event_idx);
+pub(crate) fn resolve(setup: &Setup, table: &RegionTable, index: u32) -> Result<Areas> {
+    let (layout, names) = if setup.packed {
+        (RingLayout::packed(setup.size), PACKED_AREAS)
+    } else {
+        let layout = RingLayout::split(setup.size, setup.features.event_idx);
+        (layout, SPLIT_AREAS)
+    };
     let area = |name: &str, address: u64, len: usize| {
         table.translate_user(address, len as u64).ok_or_else(|| {
             Error::new(
                 libc::EFAULT,
-                format!(
-                    "queue {index}: {name} ring at {address:#x}, {len} bytes: not in one region"
-                ),
+                format!("queue {index}: {name} at {address:#x}, {len} bytes: not in one region"),
             )
         })
     };
-    let desc = area("descriptor", setup.desc, layout.desc)?;
-    let avail = area("available", setup.avail, layout.avail)?;
-    let used = area("used", setup.used, layout.used)?;
+    let desc = area(names[0], setup.desc, layout.desc)?;
+    let avail = area(names[1], setup.avail, layout.avail)?;
+    let used = area(names[2], setup.used, layout.used)?;
     // SAFETY: each area is translated in its full length, and who keeps the result keeps `table`.
-    unsafe { SplitAreas::new(desc, avail, used, setup.size) }.map_err(|e| ring_error(index, &e))
+    let areas = unsafe {
+        if setup.packed {
+            PackedAreas::new(desc, avail, used, setup.size).map(Areas::Packed)
+        } else {
+            SplitAreas::new(desc, avail, used, setup.size).map(Areas::Split)
+        }
+    };
+    areas.map_err(|e| ring_error(index, &e))
 }

@@ -1,18 +1,10 @@
-//! What is in flight, where a successor finds it when this back-end dies (vhost-user specification, "Inflight I/O
-//! tracking").
-//!
-//! Each queue has a region in memory that the front-end keeps. An entry is marked when its chain is popped and cleared
-//! when the chain is returned. The driver may use a head again as soon as it sees the used index, so both happen under
-//! the queue's publication lock: a mark that is cleared late would be that of the next request. The process can die between any
-//! two instructions, and nothing else; so it is the program's order of the stores that counts, which Release keeps.
+//! The region of a split ring.
 
-use super::ring_error::RingError;
-use super::used::UsedElem;
+use super::{ALIGN, Region, VERSION};
 use crate::memory::SharedArea;
 use crate::sync::{Arc, AtomicU8, AtomicU16, AtomicU64, Ordering};
-
-/// The only version there is; 0 is a region that nobody has used yet.
-const VERSION: u16 = 1;
+use crate::virtqueue::ring_error::RingError;
+use crate::virtqueue::used::UsedElem;
 
 const VERSION_AT: usize = 8;
 const ENTRIES_AT: usize = 10;
@@ -25,16 +17,9 @@ const IN_FLIGHT_AT: usize = 0;
 const NEXT_AT: usize = 6;
 const COUNTER_AT: usize = 8;
 
-/// Regions begin at cache lines.
-const ALIGN: usize = 64;
-
 /// A queue's region.
 #[derive(Clone, Debug)]
-pub(crate) struct InflightRegion {
-    area: Arc<SharedArea>,
-    offset: usize,
-    entries: u16,
-}
+pub(crate) struct SplitRegion(Region);
 
 /// What a predecessor has left.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -45,59 +30,41 @@ pub(crate) struct Recovered {
     counter: u64,
 }
 
-impl InflightRegion {
+impl SplitRegion {
     /// Bytes of a region for a split ring of this size.
     pub(crate) fn size(entries: u16) -> usize {
         (HEAD_SIZE + ENTRY_SIZE * usize::from(entries)).next_multiple_of(ALIGN)
     }
 
     /// The region at `index`; `None` if the area does not reach as far.
-    pub(crate) fn new(
-        area: &Arc<SharedArea>,
-        index: usize,
-        entries: u16,
-    ) -> Option<InflightRegion> {
-        let size = Self::size(entries);
-        let offset = index.checked_mul(size)?;
-        let end = offset.checked_add(size)?;
-        (end <= area.size()).then(|| InflightRegion {
-            area: area.clone(),
-            offset,
-            entries,
-        })
-    }
-
-    /// # Safety
-    /// `at` is inside of the region and aligned for `T`.
-    unsafe fn field<T>(&self, at: usize) -> &T {
-        // SAFETY: the caller's promise; the area is aligned to a page and lives as long as `self`.
-        unsafe { &*self.area.base().add(self.offset + at).cast::<T>() }
+    pub(crate) fn new(area: &Arc<SharedArea>, index: usize, entries: u16) -> Option<SplitRegion> {
+        Region::new(area, index, Self::size(entries), entries).map(SplitRegion)
     }
 
     fn head(&self, at: usize) -> &AtomicU16 {
         // SAFETY: one of the four above.
-        unsafe { self.field(at) }
+        unsafe { self.0.field(at) }
     }
 
     fn entry_at(&self, head: u16) -> usize {
         // The callers' heads are below the ring's size, which is not above `entries`.
-        debug_assert!(head < self.entries);
-        HEAD_SIZE + ENTRY_SIZE * usize::from(head.min(self.entries - 1))
+        debug_assert!(head < self.0.entries);
+        HEAD_SIZE + ENTRY_SIZE * usize::from(head.min(self.0.entries - 1))
     }
 
     fn in_flight(&self, head: u16) -> &AtomicU8 {
         // SAFETY: within an entry.
-        unsafe { self.field(self.entry_at(head) + IN_FLIGHT_AT) }
+        unsafe { self.0.field(self.entry_at(head) + IN_FLIGHT_AT) }
     }
 
     fn next(&self, head: u16) -> &AtomicU16 {
         // SAFETY: within an entry, even.
-        unsafe { self.field(self.entry_at(head) + NEXT_AT) }
+        unsafe { self.0.field(self.entry_at(head) + NEXT_AT) }
     }
 
     fn counter(&self, head: u16) -> &AtomicU64 {
         // SAFETY: within an entry, a multiple of 8.
-        unsafe { self.field(self.entry_at(head) + COUNTER_AT) }
+        unsafe { self.0.field(self.entry_at(head) + COUNTER_AT) }
     }
 
     /// Reads what a predecessor has left, for a ring whose used index is `used`, and makes the region this back-end's. An
@@ -114,8 +81,8 @@ impl InflightRegion {
         returned: impl Fn(u16) -> u32,
     ) -> Result<Recovered, RingError> {
         let bad = |field, value: u16| RingError::InflightArea { field, value };
-        if ring_size > self.entries {
-            return Err(bad("entries", self.entries));
+        if ring_size > self.0.entries {
+            return Err(bad("entries", self.0.entries));
         }
         let [version, entries, last_batch, before] =
             [VERSION_AT, ENTRIES_AT, LAST_BATCH_AT, USED_INDEX_AT]
@@ -123,8 +90,8 @@ impl InflightRegion {
         let mut recovered = Recovered::default();
         match version {
             0 => {}
-            VERSION if entries != self.entries => return Err(bad("desc_num", entries)),
-            VERSION if last_batch >= self.entries => {
+            VERSION if entries != self.0.entries => return Err(bad("desc_num", entries)),
+            VERSION if last_batch >= self.0.entries => {
                 return Err(bad("last_batch_head", last_batch));
             }
             VERSION => {
@@ -134,7 +101,8 @@ impl InflightRegion {
             }
             other => return Err(bad("version", other)),
         }
-        self.head(ENTRIES_AT).store(self.entries, Ordering::Release);
+        self.head(ENTRIES_AT)
+            .store(self.0.entries, Ordering::Release);
         self.head(USED_INDEX_AT).store(used, Ordering::Release);
         self.head(VERSION_AT).store(VERSION, Ordering::Release);
         Ok(recovered)
@@ -183,15 +151,15 @@ impl InflightRegion {
 }
 
 /// Keeps a region true while the ring runs. Guarded by the queue's publication lock.
-pub(super) struct Tracker {
-    region: InflightRegion,
+pub(in crate::virtqueue) struct SplitTracker {
+    region: SplitRegion,
     counter: u64,
     last_batch: u16,
 }
 
-impl Tracker {
-    pub(super) fn new(region: InflightRegion, recovered: &Recovered) -> Tracker {
-        Tracker {
+impl SplitTracker {
+    pub(in crate::virtqueue) fn new(region: SplitRegion, recovered: &Recovered) -> SplitTracker {
+        SplitTracker {
             last_batch: region.head(LAST_BATCH_AT).load(Ordering::Relaxed),
             counter: recovered.counter,
             region,
@@ -199,7 +167,7 @@ impl Tracker {
     }
 
     /// A chain was popped. One that a predecessor had popped keeps its number.
-    pub(super) fn popped(&mut self, head: u16) {
+    pub(in crate::virtqueue) fn popped(&mut self, head: u16) {
         let in_flight = self.region.in_flight(head);
         if in_flight.load(Ordering::Relaxed) == 0 {
             let counter = self.region.counter(head);
@@ -210,12 +178,12 @@ impl Tracker {
     }
 
     /// A chain was put back.
-    pub(super) fn unpopped(&mut self, head: u16) {
+    pub(in crate::virtqueue) fn unpopped(&mut self, head: u16) {
         self.region.in_flight(head).store(0, Ordering::Release);
     }
 
     /// Before the used index says that these chains are returned.
-    pub(super) fn before_publication(&mut self, batch: &[UsedElem]) {
+    pub(in crate::virtqueue) fn before_publication(&mut self, batch: &[UsedElem]) {
         for elem in batch {
             let head = elem.head();
             self.region
@@ -229,7 +197,7 @@ impl Tracker {
     }
 
     /// After it has said so.
-    pub(super) fn after_publication(&mut self, batch: &[UsedElem], used: u16) {
+    pub(in crate::virtqueue) fn after_publication(&mut self, batch: &[UsedElem], used: u16) {
         for elem in batch {
             self.region
                 .in_flight(elem.head())
@@ -242,5 +210,5 @@ impl Tracker {
 }
 
 #[cfg(test)]
-#[path = "inflight_area_tests.rs"]
+#[path = "split_tests.rs"]
 mod tests;

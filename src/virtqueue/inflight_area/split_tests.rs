@@ -7,25 +7,25 @@ use std::os::fd::AsFd;
 
 const SIZE: u16 = 8;
 
-fn region() -> InflightRegion {
-    let bytes = InflightRegion::size(SIZE) as u64;
+fn region() -> SplitRegion {
+    let bytes = SplitRegion::size(SIZE) as u64;
     let fd = memfd_create(c"inflight", MFdFlags::MFD_CLOEXEC).unwrap();
     nix::unistd::ftruncate(&fd, bytes as i64).unwrap();
     let area = SharedArea::map("area", fd.as_fd(), 0, bytes, MemoryPolicy::default()).unwrap();
-    InflightRegion::new(&Arc::new(area), 0, SIZE).unwrap()
+    SplitRegion::new(&Arc::new(area), 0, SIZE).unwrap()
 }
 
 fn nothing_returned(_: u16) -> u32 {
     u32::MAX
 }
 
-fn recover(region: &InflightRegion, used: u16, returned: &[u32]) -> Recovered {
+fn recover(region: &SplitRegion, used: u16, returned: &[u32]) -> Recovered {
     let returned = |n: u16| returned.get(usize::from(n)).copied().unwrap_or(u32::MAX);
     region.recover(SIZE, used, returned).unwrap()
 }
 
-fn tracker(region: &InflightRegion) -> Tracker {
-    Tracker::new(region.clone(), &recover(region, 0, &[]))
+fn tracker(region: &SplitRegion) -> SplitTracker {
+    SplitTracker::new(region.clone(), &recover(region, 0, &[]))
 }
 
 fn batch(heads: &[u16]) -> Vec<UsedElem> {
@@ -34,7 +34,7 @@ fn batch(heads: &[u16]) -> Vec<UsedElem> {
 
 #[test]
 fn the_layout_is_the_specifications() {
-    assert_eq!(InflightRegion::size(128), 16 + 16 * 128 + 48);
+    assert_eq!(SplitRegion::size(128), 16 + 16 * 128 + 48);
     let region = region();
     let mut tracker = tracker(&region);
     tracker.popped(3);
@@ -42,7 +42,7 @@ fn the_layout_is_the_specifications() {
     tracker.before_publication(&batch(&[3]));
     tracker.after_publication(&batch(&[3]), 1);
     // SAFETY: the region has this size.
-    let bytes = unsafe { std::slice::from_raw_parts(region.area.base(), 16 + 16 * 8) };
+    let bytes = unsafe { std::slice::from_raw_parts(region.0.area.base(), 16 + 16 * 8) };
     assert_eq!(bytes[0..8], [0; 8], "features");
     for (at, value) in [(8, 1u16), (10, 8), (12, 3), (14, 1)] {
         assert_eq!(bytes[at..at + 2], value.to_ne_bytes(), "field at {at}");
@@ -72,7 +72,7 @@ fn a_chain_that_is_popped_again_keeps_its_number() {
     let mut first = tracker(&region);
     first.popped(4);
     first.popped(1);
-    let mut second = Tracker::new(region.clone(), &recover(&region, 0, &[]));
+    let mut second = SplitTracker::new(region.clone(), &recover(&region, 0, &[]));
     second.popped(4);
     second.popped(2);
     assert_eq!(recover(&region, 0, &[]).heads, [4, 1, 2]);
@@ -165,8 +165,8 @@ fn fields_that_no_back_end_writes_are_refused() {
 
 #[test]
 fn regions_are_inside_of_the_area() {
-    let area = region().area;
-    assert!(InflightRegion::new(&area, 1, SIZE).is_none());
-    assert!(InflightRegion::new(&area, usize::MAX, SIZE).is_none());
-    assert!(InflightRegion::new(&area, 0, 32768).is_none());
+    let area = region().0.area;
+    assert!(SplitRegion::new(&area, 1, SIZE).is_none());
+    assert!(SplitRegion::new(&area, usize::MAX, SIZE).is_none());
+    assert!(SplitRegion::new(&area, 0, 32768).is_none());
 }
