@@ -34,15 +34,17 @@ CHURN_SECONDS = 60
 
 
 @contextmanager
-def guest_with_disk(guest: Path) -> Iterator[Tuple[Backend, Machine]]:
+def guest_with_disk(guest: Path, packed: bool) -> Iterator[Tuple[Backend, Machine]]:
     """A booted guest that sees its disk; on failure the logs of both sides are printed."""
     with tempfile.TemporaryDirectory(prefix="vu-guest-") as name:
         directory = Path(name)
         try:
             with Backend(directory, IMAGE_SIZE, QUEUES) as backend:
                 backend.wait_listening()
-                with Machine(guest, directory, backend.socket, QUEUES, backend.check_running) as machine:
+                with Machine(guest, directory, backend.socket, QUEUES, backend.check_running, packed) as machine:
                     check_disk(machine, IMAGE_SIZE)
+                    if machine.probe_disk().get("packed_ring") != str(int(packed)):
+                        raise Failure(f"rings of the other kind than packed={packed}")
                     yield backend, machine
         except Failure:
             for log in sorted(directory.glob("*.log")):
@@ -141,12 +143,24 @@ def resize(backend: Backend, machine: Machine) -> None:
     end(backend, machine)
 
 
-TESTS: List[Callable[[Backend, Machine], None]] = [four_queues, hotplug, reboot, sigterm, resize]
+def packed_four_queues(backend: Backend, machine: Machine) -> None:
+    """The same with packed rings."""
+    four_queues(backend, machine)
+
+
+def packed_reboot(backend: Backend, machine: Machine) -> None:
+    """Packed rings start anew in the middle of a round."""
+    reboot(backend, machine)
+
+
+SPLIT: List[Callable[[Backend, Machine], None]] = [four_queues, hotplug, reboot, sigterm, resize]
+PACKED: List[Callable[[Backend, Machine], None]] = [packed_four_queues, packed_reboot]
+TESTS = SPLIT + PACKED
 
 
 def run(test: Callable[[Backend, Machine], None], guest: Path) -> None:
     """Around each test a guest that is up and sees its disk."""
-    with guest_with_disk(guest) as (backend, machine):
+    with guest_with_disk(guest, packed=test in PACKED) as (backend, machine):
         test(backend, machine)
 
 

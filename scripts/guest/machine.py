@@ -56,8 +56,11 @@ class Qmp:
 class Machine:
     """Boots in its `with` statement, is gone after it. `watch` raises when the run is lost anyway."""
 
-    def __init__(self, guest: Path, directory: Path, disk: Path, queues: int, watch: Callable[[], None]) -> None:
+    def __init__(
+        self, guest: Path, directory: Path, disk: Path, queues: int, watch: Callable[[], None], packed: bool = False
+    ) -> None:
         self._guest = guest
+        self._packed = packed
         self._directory = directory
         self._disk = disk
         self._queues = queues
@@ -98,6 +101,7 @@ class Machine:
             "bus": "port0",
             "chardev": "disk",
             "num-queues": self._queues,
+            "packed": "on" if self._packed else "off",
         }
 
     def __enter__(self) -> Self:
