@@ -8,10 +8,11 @@ use std::time::Instant;
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::context::hand_over::{offer_stream, set_queue_target, set_stream_target};
-use crate::context::owner::CtxId;
+use crate::context::owner::{CtxId, State};
 use crate::error::{Error, Result};
 use crate::listener::Listener;
 use crate::session;
+use crate::session::LAST_WORDS;
 use crate::shared::Shared;
 use crate::stats::count;
 use crate::stream::Event;
@@ -82,6 +83,20 @@ fn wait_for_stop(shared: &Arc<Shared>) {
     }
 }
 
+/// Whoever has delivered the last event is about to hand the stream back. One who still delivers an event may be hung:
+/// the end of the connection has waited as long as it may.
+fn wait_for_stream(shared: &Shared) {
+    let stream = &shared.stream;
+    let deadline = Instant::now() + LAST_WORDS;
+    while stream.owner.load().state != State::Internal {
+        if stream.is_delivering() && Instant::now() >= deadline {
+            return;
+        }
+        // Rung when the stream is handed back; a callback that hangs rings nobody.
+        shared.internal.wait(None, Some(LAST_WORDS));
+    }
+}
+
 /// The last act: takes the queues off their contexts, owes `stopped`, and lets go.
 fn finish(shared: &Arc<Shared>) {
     for queue in shared.queues() {
@@ -97,6 +112,7 @@ fn finish(shared: &Arc<Shared>) {
         offer_stream(shared);
     } else {
         set_stream_target(shared, CtxId::NONE);
+        wait_for_stream(shared);
         shared.lifecycle.end();
     }
     shared.wake();

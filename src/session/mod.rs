@@ -42,6 +42,7 @@ use crate::sync::Arc;
 use crate::transport::{Expect, Message, Transport, TransportError};
 
 pub use dispatch::is_served;
+pub(crate) use teardown::LAST_WORDS;
 
 use backend_channel::BackendChannel;
 use device_state::DeviceState;

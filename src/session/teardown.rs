@@ -15,7 +15,7 @@ use crate::virtqueue::Queue;
 use super::{End, Session};
 
 /// How long a stop whose drain time-out has expired still waits for the device to hear what was cut off.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+pub(crate) const LAST_WORDS: Duration = Duration::from_millis(500);
 
 impl Session {
     /// Recall, drain, unmap, tell the device.

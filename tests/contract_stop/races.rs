@@ -81,6 +81,35 @@ fn a_server_is_not_freed_while_a_loop_tells_that_it_is_stopped() {
     looper.finish();
 }
 
+/// Also the context that has told of the end of the connection has let go.
+#[test]
+fn when_a_stop_returns_nobody_holds_the_server() {
+    let _guard = guard("when_a_stop_returns_nobody_holds_the_server", 60);
+    let looper = Looper::new();
+    let server = Server::builder()
+        .build(Probe::echo(&Journal::new()))
+        .unwrap();
+    for round in 0..3000 {
+        let path = socket_path("let_go");
+        server
+            .start(Address::Listen(path.clone()), Some(&looper.ctx))
+            .unwrap();
+        let fe = Frontend::connect(&path).unwrap();
+        fe.get_features().unwrap();
+        // The stop comes while the end of the connection is told.
+        drop(fe);
+        for _ in 0..round % 300 {
+            std::hint::spin_loop();
+        }
+        server.stop().unwrap();
+        assert!(
+            server.is_quiesced() && !server.has_inflight(),
+            "round {round}"
+        );
+    }
+    looper.finish();
+}
+
 /// Without anybody's order: a stop, and a start as soon as the server is stopped.
 #[test]
 fn a_stop_is_not_held_up_by_the_next_start() {
