@@ -2,8 +2,9 @@
 //!
 //! * [`vq`] the queue: what its owner, the internal thread and everybody else do with it
 //! * [`element`] what the application holds of a descriptor chain, and how it is completed
-//! * [`split`], [`used`] the two sides of a split ring, [`order`] of either byte order; [`packed`], [`packed_used`] those of a packed one, [`place`] where
-//!   they are; [`ring`] of either kind; [`chain`] the descriptors of both; [`slot`] where elements live; [`notify`] the fences
+//! * [`split`], [`used`] the two sides of a split ring, [`order`] of either byte order; [`packed`], [`packed_used`] those of
+//!   a packed one, [`place`] where they are; [`ring`] of either kind; [`chain`] the descriptors of both
+//! * [`slot`] where elements live; [`notify`] the fences
 //! * [`inflight`] counting and draining; [`inflight_area`] what a successor finds; [`kick`], [`signal`] the descriptors
 
 #[cfg(not(loom))]

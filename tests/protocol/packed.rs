@@ -1,7 +1,7 @@
 //! Packed rings: everything that a split ring can do, in sizes that only a packed one can have.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use super::device::{Event, SOON};
@@ -341,19 +341,23 @@ fn under_load(
     body: impl FnOnce(&Session<PackedDriver>),
 ) -> Vec<u64> {
     let stop = AtomicBool::new(false);
+    let begun = Barrier::new(s.queues.len() + 1);
     let mut queues = std::mem::take(&mut s.queues);
     let completed = thread::scope(|scope| {
         let loads: Vec<_> = queues
             .iter_mut()
             .map(|queue| {
-                let stop = &stop;
+                let (stop, begun) = (&stop, &begun);
                 scope.spawn(move || {
                     let mut load = EchoLoad::new(queue, 10, 200);
+                    load.run(1);
+                    begun.wait();
                     load.run_until(stop);
                     load.completed
                 })
             })
             .collect();
+        begun.wait();
         body(s);
         stop.store(true, Ordering::Relaxed);
         loads.into_iter().map(|load| load.join().unwrap()).collect()
