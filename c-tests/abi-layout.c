@@ -80,7 +80,9 @@ AT(vu_device_ops, close_crypto_session, 144);
 AT(vu_device_ops, gpu_set_socket, 152);
 AT(vu_device_ops, status_set, 160);
 AT(vu_device_ops, message, 168);
-SIZE(vu_device_ops, 176);
+AT(vu_device_ops, save_state, 176);
+AT(vu_device_ops, load_state, 184);
+SIZE(vu_device_ops, 192);
 
 AT(vu_message, request, 0);
 AT(vu_message, need_reply, 4);

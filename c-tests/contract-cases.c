@@ -233,6 +233,58 @@ static long server_get_config(struct scene *scene)
     return vu_server_get_config(SERVER, 0, &byte, 1);
 }
 
+/* The front-end of the scene has given no channel, which each of these finds out at once. */
+static const uint8_t uuid[16];
+
+static long server_object_add(struct scene *scene)
+{
+    err(vu_server_object_add(SERVER, uuid, NULL, NULL), -ENOTCONN);
+    return 0;
+}
+
+static long server_object_remove(struct scene *scene)
+{
+    err(vu_server_object_remove(SERVER, uuid, NULL, NULL), -ENOTCONN);
+    return 0;
+}
+
+static void no_answer(void *opaque, int error, int fd)
+{
+    (void)opaque;
+    (void)error;
+    (void)fd;
+    abort();
+}
+
+static long server_object_lookup(struct scene *scene)
+{
+    err(vu_server_object_lookup(SERVER, uuid, no_answer, NULL), -ENOTCONN);
+    return 0;
+}
+
+/* Nor has the device a region to map anything in. */
+static long server_shmem_map(struct scene *scene)
+{
+    const vu_shmem_mapping mapping = VU_SHMEM_MAPPING_INIT;
+
+    err(vu_server_shmem_map(SERVER, &mapping, 0, NULL, NULL), -EINVAL);
+    return 0;
+}
+
+static long server_shmem_unmap(struct scene *scene)
+{
+    const vu_shmem_mapping mapping = VU_SHMEM_MAPPING_INIT;
+
+    err(vu_server_shmem_unmap(SERVER, &mapping, NULL, NULL), -EINVAL);
+    return 0;
+}
+
+static long server_host_notifier(struct scene *scene)
+{
+    err(vu_server_host_notifier(SERVER, 0, -1, 0, 0, NULL, NULL), -ENOTCONN);
+    return 0;
+}
+
 static long server_features(struct scene *scene)
 {
     uint64_t features = vu_server_features(SERVER);
@@ -487,6 +539,12 @@ const struct contract_case contract_cases[] = {
     CASE(server_inflight_dec, DRAINS),
     CASE(server_set_config, 0),
     CASE(server_get_config, 0),
+    CASE(server_object_add, 0),
+    CASE(server_object_remove, 0),
+    CASE(server_object_lookup, 0),
+    CASE(server_shmem_map, 0),
+    CASE(server_shmem_unmap, 0),
+    CASE(server_host_notifier, 0),
     CASE(server_features, 0),
     CASE(server_vq, 0),
     CASE(server_get_stats, 0),

@@ -54,6 +54,8 @@ enum {
     FE_SET_STATUS = 39,
     FE_GET_STATUS = 40,
     FE_GET_SHARED_OBJECT = 41,
+    FE_SET_DEVICE_STATE_FD = 42,
+    FE_CHECK_DEVICE_STATE = 43,
     FE_GET_SHMEM_CONFIG = 44,
 };
 
@@ -80,6 +82,7 @@ enum {
 #define FE_PF_MQ (1ULL << 0)
 #define FE_PF_REPLY_ACK (1ULL << 3)
 #define FE_PF_CONFIG (1ULL << 9)
+#define FE_PF_DEVICE_STATE (1ULL << 19)
 
 struct fe_msg {
     uint32_t request;

@@ -60,6 +60,16 @@ static void configurations(void)
     ok(vu_server_free(server));
 }
 
+/* There is no region to map anything in, which is found out after the structure has been read. */
+static void mappings(void)
+{
+    const vu_shmem_mapping mapping = {.struct_size = sizeof(mapping), NEW_FIELD .region = 0};
+    vu_server *server = null_server();
+
+    err(vu_server_shmem_map(server, &mapping, 0, NULL, NULL), RESULT ? RESULT : -EINVAL);
+    ok(vu_server_free(server));
+}
+
 /* What is filled in never goes beyond what the program has room for. */
 static void statistics(void)
 {
@@ -93,6 +103,7 @@ int main(void)
     contexts();
     devices();
     configurations();
+    mappings();
     statistics();
     return 0;
 }

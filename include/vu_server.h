@@ -262,8 +262,12 @@
 #define VU_CTX_OPS_INIT .struct_size = sizeof(vu_ctx_ops)
 #define VU_DEVICE_OPS_INIT .struct_size = sizeof(vu_device_ops)
 #ifdef __cplusplus
-#define VU_INIT_(type) \
-    ([]() -> type { type init = type(); init.struct_size = sizeof init; return init; }())
+#define VU_INIT_(type)                  \
+    ([]() -> type {                     \
+        type init = type();             \
+        init.struct_size = sizeof init; \
+        return init;                    \
+    }())
 #else
 #define VU_INIT_(type) { .struct_size = sizeof(type) }
 #endif
@@ -911,6 +915,29 @@ typedef struct vu_device_ops {
      * answers for what follows.
      */
     int (*message)(void *dev, struct vu_message *message);
+    /**
+     * Fills `buffer` with the device's state from byte `offset` of it on, for
+     * another host to load (SET_DEVICE_STATE_FD; "Migrating back-end state" in
+     * the vhost-user specification). Returns how many bytes, up to `size`; 0
+     * at the end; or -errno, which fails the transfer. All rings are stopped.
+     * Pieces are asked for in order, each once, and 0 begins anew; a transfer
+     * that is given up just ends. Needs load_state. A device with the two has
+     * no status (SET_STATUS is not offered): QEMU resets a device that has one
+     * when the guest stops, before it asks for the state.
+     */
+    int64_t (*save_state)(void *dev,
+                          uint64_t offset,
+                          void *buffer,
+                          size_t size);
+    /**
+     * Takes over a state that save_state gave on another host: `size` bytes
+     * from `offset` on, in pieces of any size. Size 0 is the end, where the
+     * device says whether the state is complete and good. Returns 0 or -errno.
+     */
+    int (*load_state)(void *dev,
+                      uint64_t offset,
+                      const void *bytes,
+                      size_t size);
 } vu_device_ops;
 
 /**
@@ -1131,6 +1158,7 @@ extern "C" {
  * @param loop passed to every function of `ops`
  * @return 0; -EINVAL (a required function is NULL), -E2BIG (`ops` uses what
  *         this version does not know), -EMFILE, or what set_watch() answered
+ * @since 0.1
  */
 VU_MUST_USE
 int vu_ctx_new(const struct vu_ctx_ops *ops,
@@ -1144,6 +1172,7 @@ int vu_ctx_new(const struct vu_ctx_ops *ops,
  * calling thread becomes the owner.
  *
  * @return 0; -EMFILE, -ENFILE, -ENOMEM, -EINVAL for NULL
+ * @since 0.1
  */
 VU_MUST_USE
 int vu_ctx_new_epoll(struct vu_ctx **ctx,
@@ -1155,6 +1184,7 @@ int vu_ctx_new_epoll(struct vu_ctx **ctx,
  * becomes the owner.
  *
  * @return 0; -EMFILE, -ENOMEM, -EINVAL for NULL
+ * @since 0.1
  */
 VU_MUST_USE int vu_ctx_new_polled(struct vu_ctx **ctx, struct vu_error **err);
 
@@ -1165,6 +1195,7 @@ VU_MUST_USE int vu_ctx_new_polled(struct vu_ctx **ctx, struct vu_error **err);
  *
  * @return 0; -EBUSY while a server or one of its queues is attached, and
  *         during a dispatch: then nothing has happened
+ * @since 0.1
  */
 int vu_ctx_free(struct vu_ctx *ctx);
 
@@ -1173,6 +1204,7 @@ int vu_ctx_free(struct vu_ctx *ctx);
  * running.
  *
  * @return 0; -EBUSY during a dispatch on another thread, -EINVAL for NULL
+ * @since 0.1
  */
 int vu_ctx_adopt(struct vu_ctx *ctx);
 
@@ -1181,6 +1213,7 @@ int vu_ctx_adopt(struct vu_ctx *ctx);
  * vu_ctx_dispatch() has something to do. Borrowed, valid until vu_ctx_free().
  *
  * @return the descriptor; -ENOTSUP for other contexts, -EINVAL for NULL
+ * @since 0.1
  */
 int vu_ctx_fd(const struct vu_ctx *ctx);
 
@@ -1193,6 +1226,7 @@ int vu_ctx_fd(const struct vu_ctx *ctx);
  * @return how many descriptors were ready, 0 also if what was done needed none;
  *         -EBUSY while another thread dispatches, -ENOTSUP for other contexts,
  *         -EINVAL for NULL
+ * @since 0.1
  */
 int vu_ctx_dispatch(struct vu_ctx *ctx,
                     int timeout_ms);
@@ -1202,12 +1236,15 @@ int vu_ctx_dispatch(struct vu_ctx *ctx,
  * the owner.
  *
  * @return 0; as vu_ctx_dispatch()
+ * @since 0.1
  */
 int vu_ctx_run(struct vu_ctx *ctx);
 
 /**
  * Ends the running vu_ctx_run(), or else the next one, at once. Any thread and
  * any signal handler.
+ *
+ * @since 0.1
  */
 void vu_ctx_quit(struct vu_ctx *ctx);
 
@@ -1217,6 +1254,7 @@ void vu_ctx_quit(struct vu_ctx *ctx);
  *
  * @param max_ns the longest time, in nanoseconds; 0 turns it off
  * @return 0; -ENOTSUP for other contexts, -EINVAL for NULL
+ * @since 0.1
  */
 int vu_ctx_set_busy_poll(struct vu_ctx *ctx, uint64_t max_ns);
 
@@ -1225,6 +1263,7 @@ int vu_ctx_set_busy_poll(struct vu_ctx *ctx, uint64_t max_ns);
  *
  * @return how many queues had work; -EBUSY while another thread polls,
  *         -ENOTSUP for other contexts, -EINVAL for NULL
+ * @since 0.1
  */
 int vu_ctx_poll(struct vu_ctx *ctx);
 
@@ -1239,6 +1278,7 @@ int vu_ctx_poll(struct vu_ctx *ctx);
  *        vu_server_stop() is -EDEADLK and vu_ctx_free() of this context -EBUSY
  * @return 0; -ENOTSUP for other contexts, -EBADF or -EPERM if `fd` is not open
  *         or cannot be watched, -EINVAL for NULL
+ * @since 0.1
  */
 int vu_ctx_watch(struct vu_ctx *ctx,
                  int fd,
@@ -1251,6 +1291,7 @@ int vu_ctx_watch(struct vu_ctx *ctx,
  * dispatched; also inside the watch's own function.
  *
  * @return 0; -ENOENT if there is none, -EINVAL for NULL
+ * @since 0.1
  */
 int vu_ctx_unwatch(struct vu_ctx *ctx, int fd);
 
@@ -1259,6 +1300,7 @@ int vu_ctx_unwatch(struct vu_ctx *ctx, int fd);
  * Owner.
  *
  * @return 0; -EXDEV: the calling thread is not the owner, -EINVAL for NULL
+ * @since 0.1
  */
 int vu_ctx_flush(struct vu_ctx *ctx);
 
@@ -1268,6 +1310,7 @@ int vu_ctx_flush(struct vu_ctx *ctx);
  *
  * @param data what set_watch() was given
  * @return 1 or 0; -EINVAL for NULL
+ * @since 0.1
  */
 int vu_watch_poll(void *data);
 
@@ -1281,6 +1324,7 @@ int vu_watch_poll(void *data);
  *        or its struct_size is refused), else inside vu_server_free().
  * @return 0; -EINVAL with the field named in `err`, -E2BIG (a structure uses
  *         what this version does not know), -EMFILE, -ENFILE
+ * @since 0.1
  */
 VU_MUST_USE
 int vu_server_new(const struct vu_server_config *config,
@@ -1306,6 +1350,7 @@ int vu_server_new(const struct vu_server_config *config,
  *         -EDEADLK inside a callback of the same server, -ENOTRECOVERABLE,
  *         -EMFILE, -EAGAIN, and whatever else the system says about the
  *         socket
+ * @since 0.1
  */
 VU_MUST_USE
 int vu_server_start(struct vu_server *server,
@@ -1326,6 +1371,7 @@ int vu_server_start(struct vu_server *server,
  *         thread that owns a context of the server's which is a foreign loop
  *         without `poll`: vu_server_request_stop() is for those places.
  *         -EINVAL for NULL
+ * @since 0.1
  */
 int vu_server_stop(struct vu_server *server);
 
@@ -1335,6 +1381,7 @@ int vu_server_stop(struct vu_server *server);
  * vu_server_config.wake does. Any thread, any callback.
  *
  * @return 0; -EINVAL for NULL
+ * @since 0.1
  */
 int vu_server_request_stop(struct vu_server *server);
 
@@ -1342,6 +1389,7 @@ int vu_server_request_stop(struct vu_server *server);
  * Whether the server is new or stopped. Any thread.
  *
  * @return 1 or 0; -EINVAL for NULL
+ * @since 0.1
  */
 int vu_server_is_stopped(const struct vu_server *server);
 
@@ -1357,6 +1405,7 @@ int vu_server_is_stopped(const struct vu_server *server);
  * @return 0; -EBUSY unless new or stopped, and while a vu_server_stop() is
  *         going on, -EDEADLK inside another callback of the same server: then
  *         nothing has happened
+ * @since 0.1
  */
 int vu_server_free(struct vu_server *server);
 
@@ -1367,6 +1416,7 @@ int vu_server_free(struct vu_server *server);
  *
  * @return 0; -EBUSY while attached, -ESHUTDOWN unless running,
  *         -ENOTRECOVERABLE, -EINVAL for NULL
+ * @since 0.1
  */
 int vu_server_attach_ctx(struct vu_server *server, struct vu_ctx *ctx);
 
@@ -1379,6 +1429,7 @@ int vu_server_attach_ctx(struct vu_server *server, struct vu_ctx *ctx);
  *         every context that has anything of the server, -EDEADLK inside a
  *         callback of the same server, -ESHUTDOWN unless running, -EINVAL for
  *         NULL
+ * @since 0.1
  */
 int vu_server_detach_ctx(struct vu_server *server);
 
@@ -1388,6 +1439,7 @@ int vu_server_detach_ctx(struct vu_server *server);
  * tell when that is done. Any thread, any callback.
  *
  * @return 0; -ESHUTDOWN unless running, -EINVAL for NULL
+ * @since 0.1
  */
 int vu_server_request_detach(struct vu_server *server);
 
@@ -1400,6 +1452,7 @@ int vu_server_request_detach(struct vu_server *server);
  * @param ctx NULL: the queue is detached
  * @return 0; -EINVAL if there is no such queue or for NULL, -ESHUTDOWN unless
  *         running, -ENOTRECOVERABLE
+ * @since 0.1
  */
 int vu_server_attach_vq_ctx(struct vu_server *server,
                             uint32_t index,
@@ -1409,6 +1462,7 @@ int vu_server_attach_vq_ctx(struct vu_server *server,
  * Whether no context has or is offered anything of the server. Any thread.
  *
  * @return 1 or 0; -EINVAL for NULL
+ * @since 0.1
  */
 int vu_server_is_quiesced(const struct vu_server *server);
 
@@ -1417,6 +1471,7 @@ int vu_server_is_quiesced(const struct vu_server *server);
  * the server is quiesced.
  *
  * @return 1 or 0; -EINVAL for NULL
+ * @since 0.1
  */
 int vu_server_has_inflight(const struct vu_server *server);
 
@@ -1425,6 +1480,7 @@ int vu_server_has_inflight(const struct vu_server *server);
  * is not drained before vu_server_inflight_dec(). Any thread.
  *
  * @return 0; -ESHUTDOWN: it has been drained already, -EINVAL for NULL
+ * @since 0.1
  */
 int vu_server_inflight_inc(struct vu_server *server);
 
@@ -1433,6 +1489,7 @@ int vu_server_inflight_inc(struct vu_server *server);
  * vu_server_free() if the drain timed out.
  *
  * @return 0; -EINVAL without an increment or for NULL
+ * @since 0.1
  */
 int vu_server_inflight_dec(struct vu_server *server);
 
@@ -1440,6 +1497,7 @@ int vu_server_inflight_dec(struct vu_server *server);
  * Changes the configuration space and tells the guest. Any thread.
  *
  * @return 0; -EINVAL for bytes outside of it, for none, or for NULL
+ * @since 0.1
  */
 int vu_server_set_config(struct vu_server *server,
                          uint32_t offset,
@@ -1450,6 +1508,7 @@ int vu_server_set_config(struct vu_server *server,
  * Reads the configuration space, with what the driver has written. Any thread.
  *
  * @return 0; -EINVAL for bytes outside of it, for none, or for NULL
+ * @since 0.1
  */
 int vu_server_get_config(const struct vu_server *server,
                          uint32_t offset,
@@ -1460,6 +1519,7 @@ int vu_server_get_config(const struct vu_server *server,
  * The virtio features that the driver has accepted. Any thread.
  *
  * @return 0 without a connection, before the driver has, and for NULL
+ * @since 0.1
  */
 uint64_t vu_server_features(const struct vu_server *server);
 
@@ -1469,6 +1529,7 @@ uint64_t vu_server_features(const struct vu_server *server);
  * same index.
  *
  * @return NULL if there is no such queue, and for NULL
+ * @since 0.1
  */
 struct vu_vq *vu_server_vq(const struct vu_server *server, uint32_t index);
 
@@ -1486,6 +1547,7 @@ struct vu_vq *vu_server_vq(const struct vu_server *server, uint32_t index);
  * @return 0; -ENOTCONN without a front-end that listens, -EOPNOTSUPP without
  *         the protocol feature, -EAGAIN when too many requests wait (64 for
  *         their answers, 256 to be sent), -EINVAL for NULL, -ENOTRECOVERABLE
+ * @since 0.1
  */
 int vu_server_object_add(struct vu_server *server,
                          const uint8_t *uuid,
@@ -1498,6 +1560,7 @@ int vu_server_object_add(struct vu_server *server,
  * @param uuid 16 bytes in network byte order
  * @param done NULL: nobody hears of it
  * @return as vu_server_object_add()
+ * @since 0.1
  */
 int vu_server_object_remove(struct vu_server *server,
                             const uint8_t *uuid,
@@ -1512,6 +1575,7 @@ int vu_server_object_remove(struct vu_server *server,
  * @param uuid 16 bytes in network byte order
  * @param done required
  * @return as vu_server_object_add()
+ * @since 0.1
  */
 int vu_server_object_lookup(struct vu_server *server,
                             const uint8_t *uuid,
@@ -1527,6 +1591,7 @@ int vu_server_object_lookup(struct vu_server *server,
  * @param done NULL: nobody hears of it
  * @return as vu_server_object_add(); -EINVAL for an area outside of its region,
  *         -EBADF, -EMFILE
+ * @since 0.1
  */
 int vu_server_shmem_map(struct vu_server *server,
                         const struct vu_shmem_mapping *mapping,
@@ -1540,6 +1605,7 @@ int vu_server_shmem_map(struct vu_server *server,
  * @param mapping region, offset and len are those of a whole mapping
  * @param done NULL: nobody hears of it
  * @return as vu_server_object_add(); -EINVAL for an area outside of its region
+ * @since 0.1
  */
 int vu_server_shmem_unmap(struct vu_server *server,
                           const struct vu_shmem_mapping *mapping,
@@ -1559,6 +1625,7 @@ int vu_server_shmem_unmap(struct vu_server *server,
  * @param done NULL: nobody hears of it
  * @return as vu_server_object_add(); -EINVAL if there is no such queue, -EBADF,
  *         -EMFILE
+ * @since 0.1
  */
 int vu_server_host_notifier(struct vu_server *server,
                             uint32_t index,
@@ -1575,6 +1642,7 @@ int vu_server_host_notifier(struct vu_server *server,
  *        filled in
  * @return 0; -EINVAL for NULL or a struct_size that is none, -E2BIG for one
  *         over 4096
+ * @since 0.1
  */
 int vu_server_get_stats(const struct vu_server *server,
                         struct vu_server_stats *stats);
@@ -1587,6 +1655,7 @@ int vu_server_get_stats(const struct vu_server *server,
  *        filled in
  * @return 0; -EINVAL for NULL or a struct_size that is none, -E2BIG for one
  *         over 4096
+ * @since 0.1
  */
 int vu_vq_get_stats(const struct vu_vq *vq, struct vu_vq_stats *stats);
 
@@ -1601,6 +1670,7 @@ int vu_vq_get_stats(const struct vu_vq *vq, struct vu_vq_stats *stats);
  * @return how many there are; -EBADMSG: the ring is broken, -ESHUTDOWN: the
  *         queue is leaving its context, -EXDEV: the calling thread is not the
  *         owner (a queue that is not started has none), -EINVAL for NULL
+ * @since 0.1
  */
 VU_MUST_USE
 int vu_vq_pop(struct vu_vq *vq,
@@ -1615,6 +1685,7 @@ int vu_vq_pop(struct vu_vq *vq,
  * @return 0; -EINVAL if they are not the newest ones of this queue (nothing is
  *         put back), -ESHUTDOWN: the queue is not started, -EXDEV: the calling
  *         thread is not the owner
+ * @since 0.1
  */
 int vu_vq_unpop(struct vu_vq *vq,
                 struct vu_elem **elems,
@@ -1634,6 +1705,7 @@ int vu_vq_unpop(struct vu_vq *vq,
  *        device-writable byte on
  * @return 0; -EINVAL if `written` exceeds in_len (the element stays live), the
  *         element is completed already or of another queue, or for NULL
+ * @since 0.1
  */
 int vu_vq_stage(struct vu_vq *vq,
                 struct vu_elem *elem,
@@ -1644,6 +1716,7 @@ int vu_vq_stage(struct vu_vq *vq,
  * call eventfd. Owner.
  *
  * @return 0; -EXDEV: the calling thread is not the owner, -EINVAL for NULL
+ * @since 0.1
  */
 int vu_vq_flush(struct vu_vq *vq);
 
@@ -1651,6 +1724,7 @@ int vu_vq_flush(struct vu_vq *vq);
  * The queue's number in the device, from 0.
  *
  * @return UINT32_MAX for NULL
+ * @since 0.1
  */
 uint32_t vu_vq_index(const struct vu_vq *vq);
 
@@ -1658,6 +1732,7 @@ uint32_t vu_vq_index(const struct vu_vq *vq);
  * How many descriptors the ring has.
  *
  * @return 0 while the front-end has not set the ring up, and for NULL
+ * @since 0.1
  */
 uint32_t vu_vq_size(const struct vu_vq *vq);
 
@@ -1665,6 +1740,7 @@ uint32_t vu_vq_size(const struct vu_vq *vq);
  * The server that the queue belongs to.
  *
  * @return NULL for NULL, and when the server is freed
+ * @since 0.1
  */
 struct vu_server *vu_vq_server(const struct vu_vq *vq);
 
@@ -1673,6 +1749,7 @@ struct vu_server *vu_vq_server(const struct vu_vq *vq);
  * VU_SERVER_RUN_DISABLED_QUEUES ever sees one that is not.
  *
  * @return 1 or 0; -EINVAL for NULL
+ * @since 0.1
  */
 int vu_vq_enabled(const struct vu_vq *vq);
 
@@ -1682,11 +1759,14 @@ int vu_vq_enabled(const struct vu_vq *vq);
  * little-endian (virtio 1.3, 2.6.1.1). Any thread.
  *
  * @return 1 or 0; -EINVAL for NULL
+ * @since 0.1
  */
 int vu_vq_big_endian(const struct vu_vq *vq);
 
 /**
  * Stores a pointer of the application's in the queue. Any thread.
+ *
+ * @since 0.1
  */
 void vu_vq_set_data(struct vu_vq *vq, void *data);
 
@@ -1694,6 +1774,7 @@ void vu_vq_set_data(struct vu_vq *vq, void *data);
  * What vu_vq_set_data() stored.
  *
  * @return NULL if nothing was, and for NULL
+ * @since 0.1
  */
 void *vu_vq_data(const struct vu_vq *vq);
 
@@ -1702,6 +1783,7 @@ void *vu_vq_data(const struct vu_vq *vq);
  * not drained before vu_vq_inflight_dec(). Any thread.
  *
  * @return 0; -ESHUTDOWN: it has been drained already, -EINVAL for NULL
+ * @since 0.1
  */
 int vu_vq_inflight_inc(struct vu_vq *vq);
 
@@ -1710,6 +1792,7 @@ int vu_vq_inflight_inc(struct vu_vq *vq);
  * vu_server_free() if the queue was orphaned.
  *
  * @return 0; -EINVAL without an increment or for NULL
+ * @since 0.1
  */
 int vu_vq_inflight_dec(struct vu_vq *vq);
 
@@ -1725,6 +1808,7 @@ int vu_vq_inflight_dec(struct vu_vq *vq);
  *        device-writable byte on
  * @return 0; -EINVAL if `written` exceeds in_len (the element stays live), or
  *         the element is NULL or completed already
+ * @since 0.1
  */
 int vu_elem_complete(struct vu_elem *elem,
                      uint32_t written);
@@ -1741,6 +1825,7 @@ int vu_elem_complete(struct vu_elem *elem,
  *         -ENOTSUP if the front-end does not take requests over, -EBUSY while
  *         the ring is not being stopped; -EINVAL if the element is NULL or
  *         completed already
+ * @since 0.1
  */
 int vu_elem_suspend(struct vu_elem *elem);
 
@@ -1750,6 +1835,7 @@ int vu_elem_suspend(struct vu_elem *elem);
  * @param offset counted over all device-readable buffers
  * @return how many bytes were copied: less than `len` if the buffers end
  *         before, 0 for NULL
+ * @since 0.1
  */
 size_t vu_elem_read(const struct vu_elem *elem,
                     size_t offset,
@@ -1762,6 +1848,7 @@ size_t vu_elem_read(const struct vu_elem *elem,
  * @param offset counted over all device-writable buffers
  * @return how many bytes were copied: less than `len` if the buffers end
  *         before, 0 for NULL
+ * @since 0.1
  */
 size_t vu_elem_write(const struct vu_elem *elem,
                      size_t offset,
@@ -1777,6 +1864,7 @@ size_t vu_elem_write(const struct vu_elem *elem,
  * @return how many entries of `dst` were filled, none of them empty; -ERANGE
  *         if the bytes are not all there, -ENOBUFS if they need more than
  *         `dst_num` entries, -EINVAL for NULL
+ * @since 0.1
  */
 VU_MUST_USE
 int vu_elem_iov_slice(const struct iovec *iov,
@@ -1794,6 +1882,7 @@ int vu_elem_iov_slice(const struct iovec *iov,
  * @param offset counted over all device-writable buffers
  * @return 0; -ERANGE if the bytes are not all there, -EINVAL for an element
  *         that is NULL or completed already
+ * @since 0.1
  */
 int vu_elem_mark_dirty(struct vu_elem *elem, size_t offset, size_t len);
 
@@ -1801,6 +1890,7 @@ int vu_elem_mark_dirty(struct vu_elem *elem, size_t offset, size_t len);
  * The queue that an element was popped from.
  *
  * @return NULL for NULL
+ * @since 0.1
  */
 struct vu_vq *vu_elem_vq(const struct vu_elem *elem);
 
@@ -1808,6 +1898,7 @@ struct vu_vq *vu_elem_vq(const struct vu_elem *elem);
  * The error number.
  *
  * @return the negative errno that the failed call returned; -EINVAL for NULL
+ * @since 0.1
  */
 int vu_error_code(const struct vu_error *err);
 
@@ -1816,11 +1907,14 @@ int vu_error_code(const struct vu_error *err);
  *
  * @return valid until vu_error_free(); never NULL, a fixed text for a NULL
  *         error
+ * @since 0.1
  */
 const char *vu_error_message(const struct vu_error *err);
 
 /**
  * Frees an error; NULL is fine.
+ *
+ * @since 0.1
  */
 void vu_error_free(struct vu_error *err);
 
@@ -1829,6 +1923,7 @@ void vu_error_free(struct vu_error *err);
  * VU_SERVER_VERSION, the one of the header.
  *
  * @return 0xMMmmpp: major, minor, patch
+ * @since 0.1
  */
 uint32_t vu_version(void);
 
@@ -1836,6 +1931,7 @@ uint32_t vu_version(void);
  * The same as text.
  *
  * @return "major.minor.patch"; static
+ * @since 0.1
  */
 const char *vu_version_string(void);
 

@@ -102,7 +102,7 @@ def declarations(text):
 
 def tags(text):
     """The text of a function's comment, and its (tag, name, description) lines."""
-    main, *rest = re.split(r"^@(?=param|return)", text, flags=re.MULTILINE)
+    main, *rest = re.split(r"^@(?=param|return|since)", text, flags=re.MULTILINE)
     found = []
     for item in rest:
         tag, tail = item.split(None, 1)
@@ -119,7 +119,7 @@ def function(comment, declaration):
     main, found = tags(comment)
     out = [heading("SS", f"{name}()"), *code(declaration.splitlines()), *prose(main)]
     for tag, parameter, lines in found:
-        out += entry(parameter if tag == "param" else "Returns", lines)
+        out += entry({"return": "Returns", "since": "Since"}.get(tag, parameter), lines)
     return out
 
 

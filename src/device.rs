@@ -73,6 +73,9 @@ bitflags::bitflags! {
         const CRYPTO = 1 << 3;
         /// [`Device::gpu_set_socket`]
         const GPU_SOCKET = 1 << 4;
+        /// [`Device::save_state`] and [`Device::load_state`]. Such a device has no status (SET_STATUS is not offered):
+        /// QEMU resets a device that has one when the guest stops, and its state would be gone before it is saved.
+        const STATE = 1 << 5;
     }
 }
 
@@ -219,6 +222,27 @@ pub trait Device: Send + Sync + 'static {
     /// The device's own, which refuse the message as the library would.
     fn message(&self, _message: &mut RawMessage) -> Result<Verdict> {
         Ok(Verdict::NotMine)
+    }
+
+    /// Fills `buffer` with the device's state from byte `offset` of it on, for another host to load, and answers how many
+    /// bytes that is; 0 is the end (vhost-user specification, "Migrating back-end state").
+    ///
+    /// All rings are stopped. Pieces are asked for in order, each once; `offset` 0 begins anew. A transfer that is given up
+    /// just ends: the front-end resets the device, starts a ring, begins another transfer or goes.
+    ///
+    /// # Errors
+    /// The device's own: the transfer fails, and the front-end is told when it asks.
+    fn save_state(&self, _offset: u64, _buffer: &mut [u8]) -> Result<usize> {
+        not_supported("save_state")
+    }
+
+    /// Takes over a state that [`save_state`](Device::save_state) gave on another host: the bytes from `offset` on, in
+    /// pieces of any size. An empty one is the end, where the device says whether the state is complete and good.
+    ///
+    /// # Errors
+    /// As for [`save_state`](Device::save_state).
+    fn load_state(&self, _offset: u64, _bytes: &[u8]) -> Result<()> {
+        not_supported("load_state")
     }
 
     /// The stop that [`Server::request_stop`](crate::Server::request_stop) began is complete; not called if

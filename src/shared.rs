@@ -409,10 +409,13 @@ impl Shared {
 
     // ---- addresses behind an IOMMU ----------------------------------------------------------------------
 
-    /// Any thread: asks the front-end for a translation, once. Without a channel it can only come by itself.
+    /// Any thread: asks the front-end for a translation, once. Without a channel it comes by itself, or is asked for when
+    /// there is one.
     pub(crate) fn ask_for_translation(&self, iova: u64, access: Access) {
-        if self.misses.add(iova, access.permission()) {
-            let _ = self.send_iotlb(IotlbKind::Miss, iova, access);
+        if self.misses.add(iova, access.permission())
+            && self.send_iotlb(IotlbKind::Miss, iova, access).is_err()
+        {
+            self.misses.answered(iova, iova);
         }
     }
 

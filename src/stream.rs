@@ -25,7 +25,7 @@ pub(crate) enum Event {
     StatusSet {
         status: u8,
     },
-    /// The internal thread waits for the answer, so there is one at a time.
+    /// Two at a time at most: one that the internal thread waits for, and one of a transfer of the device's state.
     Asked(Question),
     /// A request to the front-end has come to its end. There are no more of them than may be awaited, and none
     /// is lost: who asked is told.
@@ -56,7 +56,8 @@ impl Event {
             | (Event::RingBroken { index: a, .. }, Event::RingBroken { index: b, .. })
             | (Event::Orphaned { index: a }, Event::Orphaned { index: b }) => a == b,
             (Event::ConfigWritten { .. }, Event::ConfigWritten { .. })
-            | (Event::Completed(_), Event::Completed(_)) => false,
+            | (Event::Completed(_), Event::Completed(_))
+            | (Event::Asked(_), Event::Asked(_)) => false,
             _ => std::mem::discriminant(self) == std::mem::discriminant(earlier),
         }
     }

@@ -21,7 +21,7 @@ pub(crate) use loom::sync::atomic::{
 };
 
 #[cfg(not(loom))]
-pub(crate) use parking_lot::{Condvar, Mutex};
+pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
 
 #[cfg(not(loom))]
 pub(crate) use crossbeam_channel as channel;

@@ -80,7 +80,7 @@ fn nothing_in_it_is_written_for_rust() {
 }
 
 #[test]
-fn each_function_says_what_it_does_and_returns() {
+fn each_function_says_what_it_does_and_returns_and_since_when() {
     let functions = functions();
     assert!(
         functions.len() > 50,
@@ -91,6 +91,11 @@ fn each_function_says_what_it_does_and_returns() {
         assert!(
             !function.comment.is_empty(),
             "{} has no comment",
+            function.name
+        );
+        assert!(
+            function.comment.contains("@since 0."),
+            "{} does not say since when it is there",
             function.name
         );
         assert_eq!(

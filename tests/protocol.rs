@@ -12,6 +12,8 @@ mod stop;
 mod device;
 #[path = "protocol/rig.rs"]
 mod rig;
+#[path = "protocol/state_script.rs"]
+mod state_script;
 
 #[path = "protocol/backend.rs"]
 mod backend;
@@ -27,6 +29,8 @@ mod connections;
 mod descriptors;
 #[path = "protocol/device_classes.rs"]
 mod device_classes;
+#[path = "protocol/device_state.rs"]
+mod device_state;
 #[path = "protocol/dirty_log.rs"]
 mod dirty_log;
 #[path = "protocol/endian.rs"]
@@ -35,6 +39,8 @@ mod endian;
 mod features;
 #[path = "protocol/framing.rs"]
 mod framing;
+#[path = "protocol/gpa_addresses.rs"]
+mod gpa_addresses;
 #[path = "protocol/in_band.rs"]
 mod in_band;
 #[path = "protocol/inflight.rs"]
@@ -55,6 +61,10 @@ mod misuse;
 mod packed;
 #[path = "protocol/packed_hostile.rs"]
 mod packed_hostile;
+#[path = "protocol/postcopy.rs"]
+mod postcopy;
+#[path = "protocol/postcopy_stuck.rs"]
+mod postcopy_stuck;
 #[path = "protocol/questions.rs"]
 mod questions;
 #[path = "protocol/replies.rs"]

@@ -94,7 +94,8 @@ impl Iommu {
     fn send(&self, message: Iotlb) -> u64 {
         let peer = &self.rig.peer;
         peer.request(req::IOTLB_MSG, false, &message.encode(), &[]);
-        let reply = peer.receive().expect("an answer");
+        // What the device has popped meanwhile is what is looked at afterwards.
+        let reply = peer.receive_while(|| {}).expect("an answer");
         reply.u64().expect("a number")
     }
 
@@ -312,8 +313,11 @@ impl<'i> Run<'i> {
         self.iommu.rig.kick.signal().expect("a kick");
         if missing {
             let world = &self.iommu.rig.world;
-            world.serve_until("a question", Some(self.iommu.channel.as_raw_fd()), || {
-                self.iommu.questions()
+            let what = format!("a question about {:x?}", self.waiting);
+            let mut asked = false;
+            world.serve_until(&what, Some(self.iommu.channel.as_raw_fd()), || {
+                asked |= self.iommu.questions();
+                asked
             });
         }
     }

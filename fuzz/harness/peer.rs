@@ -69,9 +69,9 @@ impl Peer {
             });
     }
 
-    /// Everything that is offered, without waiting for an answer.
+    /// What front-ends take, without waiting for an answer.
     pub fn negotiate(&mut self) {
-        let (features, protocol_features) = self.world.offered.get();
+        let (features, protocol_features) = self.world.taken.get();
         let fe = &mut self.fe;
         fe.set_protocol_features(protocol_features)
             .expect("negotiated");

@@ -14,7 +14,7 @@ use vu_server::{Address, Context, Server};
 use super::fds::Assortment;
 use super::peer::Peer;
 use super::recorder::{Recorder, Recording, answer};
-use super::sim::wire::req;
+use super::sim::wire::{feature, protocol_feature, req};
 use super::sim::{Deadline, GuestMemory, RegionSpec, process};
 
 pub const QUEUES: u32 = 2;
@@ -36,8 +36,9 @@ pub struct World {
     pub device: Arc<Recorder>,
     pub memory: Arc<GuestMemory>,
     pub fds: Assortment,
-    /// Features and protocol features that the server offers.
-    pub offered: Cell<(u64, u64)>,
+    /// Features and protocol features that front-ends take: all that the server offers, except for those that
+    /// change how they name memory.
+    pub taken: Cell<(u64, u64)>,
     path: PathBuf,
     /// Open descriptors while no front-end is connected.
     idle_fds: Cell<usize>,
@@ -77,7 +78,7 @@ impl World {
             device,
             memory: GuestMemory::new(&specs).expect("guest memory"),
             fds: Assortment::new(),
-            offered: Cell::new((0, 0)),
+            taken: Cell::new((0, 0)),
             path: std::env::temp_dir().join(name),
             idle_fds: Cell::new(0),
             connects: Cell::new(0),
@@ -100,7 +101,10 @@ impl World {
         let peer = self.connect();
         let features = peer.fe.get_features().expect("features");
         let protocol_features = peer.fe.get_protocol_features().expect("protocol features");
-        self.offered.set((features, protocol_features));
+        self.taken.set((
+            features & !feature::ACCESS_PLATFORM,
+            protocol_features & !protocol_feature::GPA_ADDRESSES,
+        ));
         for fd in [self.fds.eventfd(), self.fds.socket()] {
             for index in 0..QUEUES {
                 peer.fe.set_vring_call(index, Some(fd)).expect("call");

@@ -58,6 +58,7 @@ bin/vu-blk
 include/vu_server.h
 include/vu_server/event.h
 include/vu_server/glib.h
+include/vu_server/uring.h
 include/vu_server/uv.h
 lib/libvu_server.a
 lib/libvu_server.so

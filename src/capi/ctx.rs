@@ -212,6 +212,7 @@ unsafe fn new(
 /// @param loop passed to every function of `ops`
 /// @return 0; -EINVAL (a required function is NULL), -E2BIG (`ops` uses what
 ///         this version does not know), -EMFILE, or what set_watch() answered
+/// @since 0.1
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_new(
@@ -257,6 +258,7 @@ fn check(ops: &vu_ctx_ops, ctx: *mut *mut vu_ctx) -> Result<()> {
 /// calling thread becomes the owner.
 ///
 /// @return 0; -EMFILE, -ENFILE, -ENOMEM, -EINVAL for NULL
+/// @since 0.1
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_new_epoll(ctx: *mut *mut vu_ctx, err: *mut *mut vu_error) -> c_int {
@@ -269,6 +271,7 @@ pub unsafe extern "C" fn vu_ctx_new_epoll(ctx: *mut *mut vu_ctx, err: *mut *mut 
 /// becomes the owner.
 ///
 /// @return 0; -EMFILE, -ENOMEM, -EINVAL for NULL
+/// @since 0.1
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_new_polled(
@@ -285,6 +288,7 @@ pub unsafe extern "C" fn vu_ctx_new_polled(
 ///
 /// @return 0; -EBUSY while a server or one of its queues is attached, and
 ///         during a dispatch: then nothing has happened
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_free(ctx: *mut vu_ctx) -> c_int {
     // SAFETY: see the module's contract.
@@ -305,6 +309,7 @@ pub unsafe extern "C" fn vu_ctx_free(ctx: *mut vu_ctx) -> c_int {
 /// running.
 ///
 /// @return 0; -EBUSY during a dispatch on another thread, -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_adopt(ctx: *mut vu_ctx) -> c_int {
     // SAFETY: see the module's contract.
@@ -315,6 +320,7 @@ pub unsafe extern "C" fn vu_ctx_adopt(ctx: *mut vu_ctx) -> c_int {
 /// vu_ctx_dispatch() has something to do. Borrowed, valid until vu_ctx_free().
 ///
 /// @return the descriptor; -ENOTSUP for other contexts, -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_fd(ctx: *const vu_ctx) -> c_int {
     // SAFETY: see the module's contract.
@@ -329,6 +335,7 @@ pub unsafe extern "C" fn vu_ctx_fd(ctx: *const vu_ctx) -> c_int {
 /// @return how many descriptors were ready, 0 also if what was done needed none;
 ///         -EBUSY while another thread dispatches, -ENOTSUP for other contexts,
 ///         -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_dispatch(ctx: *mut vu_ctx, timeout_ms: c_int) -> c_int {
     let timeout = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
@@ -340,6 +347,7 @@ pub unsafe extern "C" fn vu_ctx_dispatch(ctx: *mut vu_ctx, timeout_ms: c_int) ->
 /// the owner.
 ///
 /// @return 0; as vu_ctx_dispatch()
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_run(ctx: *mut vu_ctx) -> c_int {
     // SAFETY: see the module's contract.
@@ -348,6 +356,8 @@ pub unsafe extern "C" fn vu_ctx_run(ctx: *mut vu_ctx) -> c_int {
 
 /// Ends the running vu_ctx_run(), or else the next one, at once. Any thread and
 /// any signal handler.
+///
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_quit(ctx: *mut vu_ctx) {
     // SAFETY: see the module's contract.
@@ -361,6 +371,7 @@ pub unsafe extern "C" fn vu_ctx_quit(ctx: *mut vu_ctx) {
 ///
 /// @param max_ns the longest time, in nanoseconds; 0 turns it off
 /// @return 0; -ENOTSUP for other contexts, -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_set_busy_poll(ctx: *mut vu_ctx, max_ns: u64) -> c_int {
     // SAFETY: see the module's contract.
@@ -375,6 +386,7 @@ pub unsafe extern "C" fn vu_ctx_set_busy_poll(ctx: *mut vu_ctx, max_ns: u64) -> 
 ///
 /// @return how many queues had work; -EBUSY while another thread polls,
 ///         -ENOTSUP for other contexts, -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_poll(ctx: *mut vu_ctx) -> c_int {
     // SAFETY: see the module's contract.
@@ -399,6 +411,7 @@ unsafe impl Sync for Opaque {}
 ///        vu_server_stop() is -EDEADLK and vu_ctx_free() of this context -EBUSY
 /// @return 0; -ENOTSUP for other contexts, -EBADF or -EPERM if `fd` is not open
 ///         or cannot be watched, -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_watch(
     ctx: *mut vu_ctx,
@@ -424,6 +437,7 @@ pub unsafe extern "C" fn vu_ctx_watch(
 /// dispatched; also inside the watch's own function.
 ///
 /// @return 0; -ENOENT if there is none, -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_unwatch(ctx: *mut vu_ctx, fd: c_int) -> c_int {
     // SAFETY: see the module's contract.
@@ -434,6 +448,7 @@ pub unsafe extern "C" fn vu_ctx_unwatch(ctx: *mut vu_ctx, fd: c_int) -> c_int {
 /// Owner.
 ///
 /// @return 0; -EXDEV: the calling thread is not the owner, -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_ctx_flush(ctx: *mut vu_ctx) -> c_int {
     // SAFETY: see the module's contract.
@@ -445,6 +460,7 @@ pub unsafe extern "C" fn vu_ctx_flush(ctx: *mut vu_ctx) -> c_int {
 ///
 /// @param data what set_watch() was given
 /// @return 1 or 0; -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_watch_poll(data: *mut c_void) -> c_int {
     // SAFETY: see the module's contract.

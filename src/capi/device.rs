@@ -169,9 +169,36 @@ pub struct vu_device_ops {
     /// device that takes a message away from it, about memory or rings for one,
     /// answers for what follows.
     pub message: Option<unsafe extern "C" fn(dev: *mut c_void, message: *mut vu_message) -> c_int>,
+    /// Fills `buffer` with the device's state from byte `offset` of it on, for
+    /// another host to load (SET_DEVICE_STATE_FD; "Migrating back-end state" in
+    /// the vhost-user specification). Returns how many bytes, up to `size`; 0
+    /// at the end; or -errno, which fails the transfer. All rings are stopped.
+    /// Pieces are asked for in order, each once, and 0 begins anew; a transfer
+    /// that is given up just ends. Needs load_state. A device with the two has
+    /// no status (SET_STATUS is not offered): QEMU resets a device that has one
+    /// when the guest stops, before it asks for the state.
+    pub save_state: Option<
+        unsafe extern "C" fn(
+            dev: *mut c_void,
+            offset: u64,
+            buffer: *mut c_void,
+            size: usize,
+        ) -> i64,
+    >,
+    /// Takes over a state that save_state gave on another host: `size` bytes
+    /// from `offset` on, in pieces of any size. Size 0 is the end, where the
+    /// device says whether the state is complete and good. Returns 0 or -errno.
+    pub load_state: Option<
+        unsafe extern "C" fn(
+            dev: *mut c_void,
+            offset: u64,
+            bytes: *const c_void,
+            size: usize,
+        ) -> c_int,
+    >,
 }
 
-layout!(vu_device_ops, 176, {
+layout!(vu_device_ops, 192, {
     struct_size: 0,
     kick: 8,
     queue_started: 16,
@@ -194,6 +221,8 @@ layout!(vu_device_ops, 176, {
     gpu_set_socket: 152,
     status_set: 160,
     message: 168,
+    save_state: 176,
+    load_state: 184,
 });
 
 // SAFETY: repr(C), begins with its size, functions may be NULL.
@@ -220,6 +249,11 @@ impl CDevice {
     pub(super) fn check(&self) -> Result<()> {
         if self.ops.kick.is_none() {
             return Err(Error::invalid("ops.kick: NULL"));
+        }
+        if self.ops.save_state.is_some() != self.ops.load_state.is_some() {
+            return Err(Error::invalid(
+                "ops.save_state, ops.load_state: one without the other",
+            ));
         }
         if self.ops.create_crypto_session.is_some() != self.ops.close_crypto_session.is_some() {
             return Err(Error::invalid(
@@ -276,6 +310,7 @@ impl Device for CDevice {
             (ops.shared_object.is_some(), Capabilities::SHARED_OBJECT),
             (ops.create_crypto_session.is_some(), Capabilities::CRYPTO),
             (ops.gpu_set_socket.is_some(), Capabilities::GPU_SOCKET),
+            (ops.save_state.is_some(), Capabilities::STATE),
         ]
         .into_iter()
         .filter_map(|(implemented, capability)| implemented.then_some(capability))
@@ -437,6 +472,27 @@ impl Device for CDevice {
         };
         // SAFETY: see above.
         Room::new(message).call(message, |c| unsafe { f(self.dev, c) })
+    }
+
+    fn save_state(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let Some(f) = self.ops.save_state else {
+            return Err(Error::new(libc::EOPNOTSUPP, "ops.save_state: NULL"));
+        };
+        // SAFETY: see above; the buffer is writable for its length.
+        let count = unsafe { f(self.dev, offset, buffer.as_mut_ptr().cast(), buffer.len()) };
+        usize::try_from(count).map_err(|_| {
+            refusal(
+                "save_state",
+                c_int::try_from(count).unwrap_or(-libc::EINVAL),
+            )
+        })
+    }
+
+    fn load_state(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        answer("load_state", self.ops.load_state, |f| {
+            // SAFETY: see above.
+            unsafe { f(self.dev, offset, bytes.as_ptr().cast(), bytes.len()) }
+        })
     }
 
     fn stopped(&self) {

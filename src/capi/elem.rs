@@ -80,6 +80,7 @@ unsafe fn slot<'a>(elem: *const vu_elem) -> Option<&'a Slot> {
 ///        device-writable byte on
 /// @return 0; -EINVAL if `written` exceeds in_len (the element stays live), or
 ///         the element is NULL or completed already
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_elem_complete(elem: *mut vu_elem, written: u32) -> c_int {
     // SAFETY: see the module's contract; a vu_elem is the first field of its slot.
@@ -97,6 +98,7 @@ pub unsafe extern "C" fn vu_elem_complete(elem: *mut vu_elem, written: u32) -> c
 ///         -ENOTSUP if the front-end does not take requests over, -EBUSY while
 ///         the ring is not being stopped; -EINVAL if the element is NULL or
 ///         completed already
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_elem_suspend(elem: *mut vu_elem) -> c_int {
     // SAFETY: see the module's contract; a vu_elem is the first field of its slot.
@@ -108,6 +110,7 @@ pub unsafe extern "C" fn vu_elem_suspend(elem: *mut vu_elem) -> c_int {
 /// @param offset counted over all device-readable buffers
 /// @return how many bytes were copied: less than `len` if the buffers end
 ///         before, 0 for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_elem_read(
     elem: *const vu_elem,
@@ -134,6 +137,7 @@ pub unsafe extern "C" fn vu_elem_read(
 /// @param offset counted over all device-writable buffers
 /// @return how many bytes were copied: less than `len` if the buffers end
 ///         before, 0 for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_elem_write(
     elem: *const vu_elem,
@@ -163,6 +167,7 @@ pub unsafe extern "C" fn vu_elem_write(
 /// @return how many entries of `dst` were filled, none of them empty; -ERANGE
 ///         if the bytes are not all there, -ENOBUFS if they need more than
 ///         `dst_num` entries, -EINVAL for NULL
+/// @since 0.1
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_elem_iov_slice(
@@ -215,6 +220,7 @@ pub unsafe extern "C" fn vu_elem_iov_slice(
 /// @param offset counted over all device-writable buffers
 /// @return 0; -ERANGE if the bytes are not all there, -EINVAL for an element
 ///         that is NULL or completed already
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_elem_mark_dirty(
     elem: *mut vu_elem,
@@ -240,6 +246,7 @@ pub unsafe extern "C" fn vu_elem_mark_dirty(
 /// The queue that an element was popped from.
 ///
 /// @return NULL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_elem_vq(elem: *const vu_elem) -> *mut vu_vq {
     // SAFETY: see the module's contract.

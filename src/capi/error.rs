@@ -64,6 +64,7 @@ impl vu_error {
 /// The error number.
 ///
 /// @return the negative errno that the failed call returned; -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_error_code(err: *const vu_error) -> c_int {
     // SAFETY: see the module's contract.
@@ -74,6 +75,7 @@ pub unsafe extern "C" fn vu_error_code(err: *const vu_error) -> c_int {
 ///
 /// @return valid until vu_error_free(); never NULL, a fixed text for a NULL
 ///         error
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_error_message(err: *const vu_error) -> *const c_char {
     const NONE: &CStr = c"no error";
@@ -82,6 +84,8 @@ pub unsafe extern "C" fn vu_error_message(err: *const vu_error) -> *const c_char
 }
 
 /// Frees an error; NULL is fine.
+///
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_error_free(err: *mut vu_error) {
     guard(|| {

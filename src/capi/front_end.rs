@@ -94,6 +94,7 @@ impl Done {
 /// @return 0; -ENOTCONN without a front-end that listens, -EOPNOTSUPP without
 ///         the protocol feature, -EAGAIN when too many requests wait (64 for
 ///         their answers, 256 to be sent), -EINVAL for NULL, -ENOTRECOVERABLE
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_object_add(
     server: *mut vu_server,
@@ -117,6 +118,7 @@ pub unsafe extern "C" fn vu_server_object_add(
 /// @param uuid 16 bytes in network byte order
 /// @param done NULL: nobody hears of it
 /// @return as vu_server_object_add()
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_object_remove(
     server: *mut vu_server,
@@ -142,6 +144,7 @@ pub unsafe extern "C" fn vu_server_object_remove(
 /// @param uuid 16 bytes in network byte order
 /// @param done required
 /// @return as vu_server_object_add()
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_object_lookup(
     server: *mut vu_server,
@@ -171,6 +174,7 @@ pub unsafe extern "C" fn vu_server_object_lookup(
 /// @param done NULL: nobody hears of it
 /// @return as vu_server_object_add(); -EINVAL for an area outside of its region,
 ///         -EBADF, -EMFILE
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_shmem_map(
     server: *mut vu_server,
@@ -195,6 +199,7 @@ pub unsafe extern "C" fn vu_server_shmem_map(
 /// @param mapping region, offset and len are those of a whole mapping
 /// @param done NULL: nobody hears of it
 /// @return as vu_server_object_add(); -EINVAL for an area outside of its region
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_shmem_unmap(
     server: *mut vu_server,
@@ -225,6 +230,7 @@ pub unsafe extern "C" fn vu_server_shmem_unmap(
 /// @param done NULL: nobody hears of it
 /// @return as vu_server_object_add(); -EINVAL if there is no such queue, -EBADF,
 ///         -EMFILE
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_host_notifier(
     server: *mut vu_server,

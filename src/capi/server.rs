@@ -69,6 +69,7 @@ pub(super) unsafe fn with_server<T: Count>(
 ///        or its struct_size is refused), else inside vu_server_free().
 /// @return 0; -EINVAL with the field named in `err`, -E2BIG (a structure uses
 ///         what this version does not know), -EMFILE, -ENFILE
+/// @since 0.1
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_new(
@@ -139,6 +140,7 @@ unsafe fn new(config: *const vu_server_config, device: CDevice) -> Result<*mut v
 ///         -EDEADLK inside a callback of the same server, -ENOTRECOVERABLE,
 ///         -EMFILE, -EAGAIN, and whatever else the system says about the
 ///         socket
+/// @since 0.1
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_start(
@@ -222,6 +224,7 @@ impl Drop for InsideStop<'_> {
 ///         thread that owns a context of the server's which is a foreign loop
 ///         without `poll`: vu_server_request_stop() is for those places.
 ///         -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_stop(server: *mut vu_server) -> c_int {
     // SAFETY: see the module's contract.
@@ -236,6 +239,7 @@ pub unsafe extern "C" fn vu_server_stop(server: *mut vu_server) -> c_int {
 /// vu_server_config.wake does. Any thread, any callback.
 ///
 /// @return 0; -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_request_stop(server: *mut vu_server) -> c_int {
     // SAFETY: see the module's contract.
@@ -245,6 +249,7 @@ pub unsafe extern "C" fn vu_server_request_stop(server: *mut vu_server) -> c_int
 /// Whether the server is new or stopped. Any thread.
 ///
 /// @return 1 or 0; -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_is_stopped(server: *const vu_server) -> c_int {
     // SAFETY: see the module's contract.
@@ -262,6 +267,7 @@ pub unsafe extern "C" fn vu_server_is_stopped(server: *const vu_server) -> c_int
 /// @return 0; -EBUSY unless new or stopped, and while a vu_server_stop() is
 ///         going on, -EDEADLK inside another callback of the same server: then
 ///         nothing has happened
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_free(server: *mut vu_server) -> c_int {
     // SAFETY: see the module's contract.
@@ -292,6 +298,7 @@ pub unsafe extern "C" fn vu_server_free(server: *mut vu_server) -> c_int {
 ///
 /// @return 0; -EBUSY while attached, -ESHUTDOWN unless running,
 ///         -ENOTRECOVERABLE, -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_attach_ctx(server: *mut vu_server, ctx: *mut vu_ctx) -> c_int {
     // SAFETY: see the module's contract.
@@ -311,6 +318,7 @@ pub unsafe extern "C" fn vu_server_attach_ctx(server: *mut vu_server, ctx: *mut 
 ///         every context that has anything of the server, -EDEADLK inside a
 ///         callback of the same server, -ESHUTDOWN unless running, -EINVAL for
 ///         NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_detach_ctx(server: *mut vu_server) -> c_int {
     // SAFETY: see the module's contract.
@@ -322,6 +330,7 @@ pub unsafe extern "C" fn vu_server_detach_ctx(server: *mut vu_server) -> c_int {
 /// tell when that is done. Any thread, any callback.
 ///
 /// @return 0; -ESHUTDOWN unless running, -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_request_detach(server: *mut vu_server) -> c_int {
     // SAFETY: see the module's contract.
@@ -336,6 +345,7 @@ pub unsafe extern "C" fn vu_server_request_detach(server: *mut vu_server) -> c_i
 /// @param ctx NULL: the queue is detached
 /// @return 0; -EINVAL if there is no such queue or for NULL, -ESHUTDOWN unless
 ///         running, -ENOTRECOVERABLE
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_attach_vq_ctx(
     server: *mut vu_server,
@@ -349,6 +359,7 @@ pub unsafe extern "C" fn vu_server_attach_vq_ctx(
 /// Whether no context has or is offered anything of the server. Any thread.
 ///
 /// @return 1 or 0; -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_is_quiesced(server: *const vu_server) -> c_int {
     // SAFETY: see the module's contract.
@@ -359,6 +370,7 @@ pub unsafe extern "C" fn vu_server_is_quiesced(server: *const vu_server) -> c_in
 /// the server is quiesced.
 ///
 /// @return 1 or 0; -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_has_inflight(server: *const vu_server) -> c_int {
     // SAFETY: see the module's contract.
@@ -369,6 +381,7 @@ pub unsafe extern "C" fn vu_server_has_inflight(server: *const vu_server) -> c_i
 /// is not drained before vu_server_inflight_dec(). Any thread.
 ///
 /// @return 0; -ESHUTDOWN: it has been drained already, -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_inflight_inc(server: *mut vu_server) -> c_int {
     // SAFETY: see the module's contract; each count keeps the handle.
@@ -386,6 +399,7 @@ pub unsafe extern "C" fn vu_server_inflight_inc(server: *mut vu_server) -> c_int
 /// vu_server_free() if the drain timed out.
 ///
 /// @return 0; -EINVAL without an increment or for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_inflight_dec(server: *mut vu_server) -> c_int {
     // SAFETY: see the module's contract; while the increment counts, the handle lives.
@@ -404,6 +418,7 @@ pub unsafe extern "C" fn vu_server_inflight_dec(server: *mut vu_server) -> c_int
 /// Changes the configuration space and tells the guest. Any thread.
 ///
 /// @return 0; -EINVAL for bytes outside of it, for none, or for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_set_config(
     server: *mut vu_server,
@@ -424,6 +439,7 @@ pub unsafe extern "C" fn vu_server_set_config(
 /// Reads the configuration space, with what the driver has written. Any thread.
 ///
 /// @return 0; -EINVAL for bytes outside of it, for none, or for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_get_config(
     server: *const vu_server,
@@ -456,6 +472,7 @@ fn check_config(data: *const c_void, size: u32) -> Result<()> {
 /// The virtio features that the driver has accepted. Any thread.
 ///
 /// @return 0 without a connection, before the driver has, and for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_features(server: *const vu_server) -> u64 {
     // SAFETY: see the module's contract.
@@ -470,6 +487,7 @@ pub unsafe extern "C" fn vu_server_features(server: *const vu_server) -> u64 {
 /// same index.
 ///
 /// @return NULL if there is no such queue, and for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_vq(server: *const vu_server, index: u32) -> *mut vu_vq {
     // SAFETY: see the module's contract.

@@ -164,6 +164,7 @@ impl From<VqStats> for vu_vq_stats {
 ///        filled in
 /// @return 0; -EINVAL for NULL or a struct_size that is none, -E2BIG for one
 ///         over 4096
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_server_get_stats(
     server: *const vu_server,
@@ -184,6 +185,7 @@ pub unsafe extern "C" fn vu_server_get_stats(
 ///        filled in
 /// @return 0; -EINVAL for NULL or a struct_size that is none, -E2BIG for one
 ///         over 4096
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_get_stats(vq: *const vu_vq, stats: *mut vu_vq_stats) -> c_int {
     // SAFETY: see the module's contract.

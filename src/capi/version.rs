@@ -28,6 +28,7 @@ const TEXT: &CStr =
 /// VU_SERVER_VERSION, the one of the header.
 ///
 /// @return 0xMMmmpp: major, minor, patch
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub extern "C" fn vu_version() -> u32 {
     MAJOR << 16 | MINOR << 8 | PATCH
@@ -36,6 +37,7 @@ pub extern "C" fn vu_version() -> u32 {
 /// The same as text.
 ///
 /// @return "major.minor.patch"; static
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub extern "C" fn vu_version_string() -> *const c_char {
     TEXT.as_ptr()

@@ -48,6 +48,7 @@ pub(super) unsafe fn with_queue<T: Answer>(
 /// @return how many there are; -EBADMSG: the ring is broken, -ESHUTDOWN: the
 ///         queue is leaving its context, -EXDEV: the calling thread is not the
 ///         owner (a queue that is not started has none), -EINVAL for NULL
+/// @since 0.1
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_pop(vq: *mut vu_vq, elems: *mut *mut vu_elem, max: usize) -> c_int {
@@ -72,6 +73,7 @@ pub unsafe extern "C" fn vu_vq_pop(vq: *mut vu_vq, elems: *mut *mut vu_elem, max
 /// @return 0; -EINVAL if they are not the newest ones of this queue (nothing is
 ///         put back), -ESHUTDOWN: the queue is not started, -EXDEV: the calling
 ///         thread is not the owner
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_unpop(vq: *mut vu_vq, elems: *mut *mut vu_elem, n: usize) -> c_int {
     // SAFETY: see the module's contract.
@@ -103,6 +105,7 @@ pub unsafe extern "C" fn vu_vq_unpop(vq: *mut vu_vq, elems: *mut *mut vu_elem, n
 ///        device-writable byte on
 /// @return 0; -EINVAL if `written` exceeds in_len (the element stays live), the
 ///         element is completed already or of another queue, or for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_stage(vq: *mut vu_vq, elem: *mut vu_elem, written: u32) -> c_int {
     // SAFETY: see the module's contract; a vu_elem is the first field of its slot.
@@ -121,6 +124,7 @@ pub unsafe extern "C" fn vu_vq_stage(vq: *mut vu_vq, elem: *mut vu_elem, written
 /// call eventfd. Owner.
 ///
 /// @return 0; -EXDEV: the calling thread is not the owner, -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_flush(vq: *mut vu_vq) -> c_int {
     // SAFETY: see the module's contract.
@@ -130,6 +134,7 @@ pub unsafe extern "C" fn vu_vq_flush(vq: *mut vu_vq) -> c_int {
 /// The queue's number in the device, from 0.
 ///
 /// @return UINT32_MAX for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_index(vq: *const vu_vq) -> u32 {
     // SAFETY: see the module's contract.
@@ -139,6 +144,7 @@ pub unsafe extern "C" fn vu_vq_index(vq: *const vu_vq) -> u32 {
 /// How many descriptors the ring has.
 ///
 /// @return 0 while the front-end has not set the ring up, and for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_size(vq: *const vu_vq) -> u32 {
     // SAFETY: see the module's contract.
@@ -148,6 +154,7 @@ pub unsafe extern "C" fn vu_vq_size(vq: *const vu_vq) -> u32 {
 /// The server that the queue belongs to.
 ///
 /// @return NULL for NULL, and when the server is freed
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_server(vq: *const vu_vq) -> *mut vu_server {
     // SAFETY: see the module's contract.
@@ -163,6 +170,7 @@ pub unsafe extern "C" fn vu_vq_server(vq: *const vu_vq) -> *mut vu_server {
 /// VU_SERVER_RUN_DISABLED_QUEUES ever sees one that is not.
 ///
 /// @return 1 or 0; -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_enabled(vq: *const vu_vq) -> c_int {
     // SAFETY: see the module's contract.
@@ -174,6 +182,7 @@ pub unsafe extern "C" fn vu_vq_enabled(vq: *const vu_vq) -> c_int {
 /// little-endian (virtio 1.3, 2.6.1.1). Any thread.
 ///
 /// @return 1 or 0; -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_big_endian(vq: *const vu_vq) -> c_int {
     // SAFETY: see the module's contract.
@@ -185,6 +194,8 @@ pub unsafe extern "C" fn vu_vq_big_endian(vq: *const vu_vq) -> c_int {
 }
 
 /// Stores a pointer of the application's in the queue. Any thread.
+///
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_set_data(vq: *mut vu_vq, data: *mut c_void) {
     // SAFETY: see the module's contract.
@@ -194,6 +205,7 @@ pub unsafe extern "C" fn vu_vq_set_data(vq: *mut vu_vq, data: *mut c_void) {
 /// What vu_vq_set_data() stored.
 ///
 /// @return NULL if nothing was, and for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_data(vq: *const vu_vq) -> *mut c_void {
     // SAFETY: see the module's contract.
@@ -204,6 +216,7 @@ pub unsafe extern "C" fn vu_vq_data(vq: *const vu_vq) -> *mut c_void {
 /// not drained before vu_vq_inflight_dec(). Any thread.
 ///
 /// @return 0; -ESHUTDOWN: it has been drained already, -EINVAL for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_inflight_inc(vq: *mut vu_vq) -> c_int {
     // SAFETY: see the module's contract; each count keeps the queue, which may be cut off and outlive its
@@ -224,6 +237,7 @@ pub unsafe extern "C" fn vu_vq_inflight_inc(vq: *mut vu_vq) -> c_int {
 /// vu_server_free() if the queue was orphaned.
 ///
 /// @return 0; -EINVAL without an increment or for NULL
+/// @since 0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vu_vq_inflight_dec(vq: *mut vu_vq) -> c_int {
     // SAFETY: see the module's contract; while the increment counts, the queue lives.

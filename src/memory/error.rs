@@ -36,6 +36,8 @@ pub enum MemoryError {
     NotSealed { gpa: u64 },
     /// The system refuses the mapping.
     Map { gpa: u64, size: u64, errno: Errno },
+    /// The system does not report missing pages of this memory, which postcopy needs.
+    Register { gpa: u64, size: u64, errno: Errno },
 }
 
 impl MemoryError {
@@ -43,7 +45,9 @@ impl MemoryError {
     #[must_use]
     pub fn errno(&self) -> i32 {
         let errno = match self {
-            MemoryError::Stat { errno, .. } | MemoryError::Map { errno, .. } => *errno,
+            MemoryError::Stat { errno, .. }
+            | MemoryError::Map { errno, .. }
+            | MemoryError::Register { errno, .. } => *errno,
             MemoryError::GuestOverlap { .. } | MemoryError::UserOverlap { .. } => Errno::EEXIST,
             MemoryError::TooMany { .. } => Errno::ENOSPC,
             MemoryError::NotFound { .. } => Errno::ENOENT,
@@ -125,6 +129,11 @@ impl fmt::Display for MemoryError {
                     "memory region at guest address {gpa:#x}: the file lacks F_SEAL_SHRINK"
                 )
             }
+            MemoryError::Register { gpa, size, errno } => write!(
+                f,
+                "memory region at guest address {gpa:#x}, size {size:#x}: userfaultfd: {}",
+                errno.desc()
+            ),
             MemoryError::Map { gpa, size, errno } => write!(
                 f,
                 "memory region at guest address {gpa:#x}, size {size:#x}: mmap: {}",

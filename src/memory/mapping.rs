@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 use libc::{S_IFMT, S_IFREG, c_void, off_t};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 
@@ -153,6 +153,37 @@ impl Mapping {
     pub(super) fn host(&self) -> *mut u8 {
         // SAFETY: `skip` is smaller than the mapped length by construction.
         unsafe { self.base.as_ptr().cast::<u8>().add(self.skip) }
+    }
+
+    /// The address and the length of the whole mapping.
+    pub(super) fn extent(&self) -> (usize, usize) {
+        (self.base.addr().get(), self.mapped)
+    }
+
+    /// A page of ours must not fill places of neighbours that are missing. Memory without transparent huge pages
+    /// refuses the advice, and is as good.
+    pub(super) fn without_huge_pages(&self) {
+        // SAFETY: exactly the range that this object mapped; the advice does not change its contents.
+        let _ = unsafe { madvise(self.base, self.mapped, MmapAdvise::MADV_NOHUGEPAGE) };
+    }
+
+    /// Cuts the mapping off its file: what is at its addresses from here on is private memory, zero at first. Nothing
+    /// that is written there reaches the file.
+    pub(super) fn make_private(&self) -> Result<(), Errno> {
+        let Some(length) = std::num::NonZeroUsize::new(self.mapped) else {
+            return Ok(());
+        };
+        // SAFETY: replaces exactly the range that this object mapped, in one step and readable and writable as before.
+        // Shared memory changes at any time, so nobody relies on what was in it.
+        unsafe {
+            mmap_anonymous(
+                Some(self.base.addr()),
+                length,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE,
+            )
+        }
+        .map(drop)
     }
 
     pub(super) fn is(&self, range: &FileRange) -> bool {

@@ -12,11 +12,13 @@ mod error;
 mod guest_memory;
 mod iotlb;
 mod mapping;
+mod postcopy;
 mod regions;
 mod table;
 #[cfg(test)]
 mod tests;
 mod translate;
+mod userfaultfd;
 
 pub(crate) use area::SharedArea;
 pub(crate) use cell::{Bracket, TableCell};
@@ -25,9 +27,11 @@ pub use error::MemoryError;
 #[cfg(feature = "rust-vmm")]
 pub use guest_memory::{MappedMemory, MappedRegion};
 pub(crate) use iotlb::{Iotlb, IotlbCursor, Obstacle};
+pub(crate) use postcopy::FaultRanges;
 pub(crate) use regions::Regions;
 pub use table::RegionTable;
 pub(crate) use translate::{Access, Cursor, Hint, Translate};
+pub(crate) use userfaultfd::Userfaultfd;
 
 /// The most regions a table holds: what KVM and QEMU use as the number of memory slots.
 pub const MAX_SLOTS: usize = 509;

@@ -188,6 +188,21 @@ impl RegionTable {
         self.len() == 0
     }
 
+    /// The regions with their mappings, sorted by guest address.
+    pub(super) fn mappings(&self) -> impl Iterator<Item = (RegionDesc, &Arc<Mapping>)> {
+        let all = self.regions.all().iter();
+        all.map(|region| (region.desc, &region.mapping))
+    }
+
+    /// Whether everything that `older` maps is mapped here, too, at the same host address.
+    pub(crate) fn keeps_all_of(&self, older: &RegionTable) -> bool {
+        let all = self.regions.all();
+        older.mappings().all(|(desc, mapping)| {
+            all.binary_search_by_key(&desc.gpa, |region| region.desc.gpa)
+                .is_ok_and(|at| Arc::ptr_eq(&all[at].mapping, mapping))
+        })
+    }
+
     /// The regions, sorted by guest address.
     pub fn descs(&self) -> impl Iterator<Item = RegionDesc> + '_ {
         self.regions.all().iter().map(|region| region.desc)

@@ -173,6 +173,7 @@ impl Session {
             }
             self.shared.outbox.open(self.protocol_features);
             self.call_all_in_band();
+            self.ask_again();
         }
         Ok(Answer::Done)
     }

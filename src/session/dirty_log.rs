@@ -15,6 +15,7 @@ impl Session {
     /// The new log takes the place of the old one, which is unmapped when nobody writes to it any more.
     pub(super) fn set_log_base(&mut self, message: &mut Message) -> Handled {
         let log = Log::decode(&message.body)?;
+        self.refuse_in_postcopy("dirty log")?;
         let Some(fd) = message.fds.first() else {
             return Err(Fault::refuse(
                 libc::EINVAL,

@@ -92,6 +92,9 @@ const HANDLERS: &[(u32, Handler)] = &[
     (id::SET_CONFIG, Session::set_config),
     (id::CREATE_CRYPTO_SESSION, Session::create_crypto_session),
     (id::CLOSE_CRYPTO_SESSION, Session::close_crypto_session),
+    (id::POSTCOPY_ADVISE, Session::postcopy_advise),
+    (id::POSTCOPY_LISTEN, Session::postcopy_listen),
+    (id::POSTCOPY_END, Session::postcopy_end),
     (id::GET_INFLIGHT_FD, Session::get_inflight_fd),
     (id::SET_INFLIGHT_FD, Session::set_inflight_fd),
     (id::GPU_SET_SOCKET, Session::gpu_set_socket),
@@ -103,6 +106,8 @@ const HANDLERS: &[(u32, Handler)] = &[
     (id::SET_STATUS, Session::set_status),
     (id::GET_STATUS, Session::get_status),
     (id::GET_SHARED_OBJECT, Session::get_shared_object),
+    (id::SET_DEVICE_STATE_FD, Session::set_device_state_fd),
+    (id::CHECK_DEVICE_STATE, Session::check_device_state),
     (id::GET_SHMEM_CONFIG, Session::get_shmem_config),
 ];
 
@@ -170,6 +175,9 @@ impl Session {
         }
         let Some(spec) = spec else {
             let request = message.header.request;
+            if self.is_nameless_marker(message) {
+                return self.finish_update();
+            }
             return Err(Fault::refuse(
                 libc::ENOSYS,
                 format!("request {request}: unknown"),

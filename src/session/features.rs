@@ -25,7 +25,13 @@ impl Session {
             | ProtocolFeatures::HOST_NOTIFIER
             | ProtocolFeatures::RESET_DEVICE
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | ProtocolFeatures::STATUS;
+            | ProtocolFeatures::GPA_ADDRESSES;
+        // QEMU resets a device that has a status when the guest stops, before it asks for the state.
+        offered |= if self.shared.capabilities.contains(Capabilities::STATE) {
+            ProtocolFeatures::DEVICE_STATE
+        } else {
+            ProtocolFeatures::STATUS
+        };
         for (capability, feature) in [
             (Capabilities::RARP, ProtocolFeatures::RARP),
             (Capabilities::MTU, ProtocolFeatures::MTU),
@@ -51,6 +57,9 @@ impl Session {
         }
         if !self.shared.config_space.lock().is_empty() {
             offered |= ProtocolFeatures::CONFIG;
+        }
+        if self.postcopy.is_possible() {
+            offered |= ProtocolFeatures::PAGEFAULT;
         }
         offered
     }
@@ -80,6 +89,9 @@ impl Session {
                 libc::EBUSY,
                 format!("features {features:#x}: {changed:#x} change while a ring is started"),
             ));
+        }
+        if changed & F_LOG_ALL != 0 {
+            self.refuse_in_postcopy("dirty log")?;
         }
         self.features = features;
         self.switch_iotlb(features & ACCESS_PLATFORM != 0)?;
@@ -131,6 +143,7 @@ impl Session {
             ));
         }
         Self::check_in_band(acked)?;
+        self.check_address_change(acked)?;
         self.shared.set_suspends_inflight(suspends);
         let changed = acked != self.protocol_features;
         self.protocol_features = acked;
@@ -140,6 +153,22 @@ impl Session {
             self.push_features();
         }
         Ok(Answer::Done)
+    }
+
+    /// Regions are known by the addresses that they were announced with.
+    fn check_address_change(&self, acked: ProtocolFeatures) -> Result<(), Fault> {
+        let changed = acked.symmetric_difference(self.protocol_features);
+        let gpa = ProtocolFeatures::GPA_ADDRESSES;
+        if changed.contains(gpa) && !self.shared.table.current().is_empty() {
+            return Err(Fault::refuse(
+                libc::EBUSY,
+                format!(
+                    "protocol features {:#x}: {gpa:?} changed while there is memory",
+                    acked.bits()
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// A front-end may say this again on the same connection: QEMU does when it unplugs the device and plugs

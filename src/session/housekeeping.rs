@@ -16,6 +16,7 @@ impl Session {
     /// Errors end the connection.
     pub(super) fn keep_house(&mut self) -> Result<(), End> {
         self.renew_pins();
+        self.move_device_state();
         self.report_broken()?;
         self.offer_queues();
         self.serve_channel();
@@ -80,7 +81,7 @@ impl Session {
             let Some(failure) = queue.take_failure() else {
                 continue;
             };
-            queue.retire();
+            queue.condemn();
             queue.signal_error();
             count(&self.shared.counters.broken_rings);
             self.shared

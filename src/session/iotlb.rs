@@ -47,9 +47,14 @@ impl Session {
             self.park_rings(first, last)?;
             current.without(first, last)
         };
+        let keeps_all = next.keeps_all_of(&current);
         self.iotlb = Some(Arc::new(next));
         self.shared.misses.answered(first, last);
-        self.publish_again()?;
+        if keeps_all {
+            self.install_again();
+        } else {
+            self.publish_again()?;
+        }
         Ok(Answer::u64(0))
     }
 
@@ -129,6 +134,21 @@ impl Session {
                 self.shared.ask_for_translation(missing, access);
             }
         }
+    }
+
+    /// There is a new channel, on which nothing has been asked yet.
+    pub(super) fn ask_again(&mut self) {
+        if self.iotlb.is_none() {
+            return;
+        }
+        self.shared.misses.clear();
+        for index in 0..self.vrings.len() {
+            if !self.vrings[index].prepared {
+                self.ask_for_areas(index);
+            }
+        }
+        // Queues that are paused look again.
+        self.install_again();
     }
 
     /// How the guest's addresses are translated now.

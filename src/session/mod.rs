@@ -3,13 +3,15 @@
 //! * [`ask`] questions that the device must answer
 //! * [`intercept`] messages that the device sees first
 //! * [`dispatch`] the table of handlers, refusals and replies
-//! * [`features`], [`memory`], [`vrings`], [`config`], [`backend_channel`], [`in_band`] handlers by topic
+//! * [`features`], [`memory`], [`vrings`], [`config`], [`backend_channel`], [`in_band`], [`postcopy`],
+//!   [`device_state`] handlers by topic
 //! * [`housekeeping`] what every wait does; [`wait`] waiting for queues, interruptible by stop and hang-up
 //! * [`teardown`] the end of a connection
 
 mod ask;
 mod backend_channel;
 mod config;
+mod device_state;
 mod dirty_log;
 mod dispatch;
 mod features;
@@ -19,9 +21,11 @@ mod inflight;
 mod intercept;
 mod iotlb;
 mod memory;
+mod postcopy;
 mod reset;
 mod ring_areas;
 mod teardown;
+mod transfer;
 mod vring;
 mod vrings;
 mod wait;
@@ -40,7 +44,9 @@ use crate::transport::{Expect, Message, Transport, TransportError};
 pub use dispatch::is_served;
 
 use backend_channel::BackendChannel;
+use device_state::DeviceState;
 use inflight::InflightArea;
+use postcopy::Postcopy;
 use vring::Vring;
 
 /// Why a connection ends.
@@ -85,6 +91,10 @@ pub(crate) struct Session {
     used_since_owner: bool,
     /// Owners may still pin an older table than the current one.
     pins_pending: bool,
+    /// A lock that may be held through a page fault was busy: look again soon.
+    look_again_soon: bool,
+    postcopy: Postcopy,
+    device_state: DeviceState,
 }
 
 /// Serves one front-end from its first to its last message.
@@ -105,6 +115,9 @@ pub(crate) fn serve(shared: &Arc<Shared>, connection: OwnedFd) {
         status: 0,
         used_since_owner: false,
         pins_pending: false,
+        look_again_soon: false,
+        postcopy: Postcopy::new(),
+        device_state: DeviceState::NoTransfer,
     };
     shared.logger.info(format_args!("front-end connected"));
     shared.gate.reopen();

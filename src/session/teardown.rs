@@ -26,6 +26,7 @@ impl Session {
         self.shared
             .log_signal
             .clear(self.shared.internal.as_fd(), false);
+        self.cancel_transfer("the connection ends");
         if !graceful {
             // The peer must see at once that it is not served any more.
             self.transport.shutdown();
@@ -36,6 +37,7 @@ impl Session {
             .drain_timeout
             .map(|timeout| Instant::now() + timeout);
         let queues = self.shared.queues();
+        self.give_up_postcopy(&queues);
         for queue in &queues {
             if !graceful {
                 // A completion that comes now has nobody to read it. A stop lets it through.

@@ -13,6 +13,9 @@ pub(super) struct Vring {
     pub(super) base: Option<u32>,
     /// What SET_VRING_ENDIAN said; a legacy ring has the machine's order without it.
     pub(super) big_endian: Option<bool>,
+    /// Where the ring stood when a reset of the status stopped it, until it is set up again: QEMU 7.2 resets the status
+    /// of a device whose guest is paused or leaves, and then asks where its rings stand.
+    pub(super) stood: Option<u32>,
     /// Set: the front-end has started the ring.
     pub(super) kick: Option<Arc<KickSource>>,
     /// The queue has been prepared for this start: it is offered whenever it is INTERNAL and may run.
@@ -28,6 +31,9 @@ impl Vring {
 
     /// Back to what it was before the first message about it.
     pub(super) fn reset(&mut self) {
-        *self = Vring::default();
+        *self = Vring {
+            stood: self.stood,
+            ..Vring::default()
+        };
     }
 }

@@ -148,6 +148,7 @@ impl Session {
             return Err(bad_base(index, num, size));
         }
         self.vrings[index].base = Some(num);
+        self.vrings[index].stood = None;
         Ok(Answer::Done)
     }
 
@@ -209,9 +210,12 @@ impl Session {
     }
 
     pub(super) fn start_ring(&mut self, index: usize, source: KickSource) {
+        // What runs changes the state, and a transfer is of one that does not.
+        self.cancel_transfer("a ring is started");
         let after_event = self.shared.stream.newest();
         let vring = &mut self.vrings[index];
         vring.kick = Some(Arc::new(source));
+        vring.stood = None;
         vring.prepared = false;
         vring.after_event = after_event;
         self.used_since_owner = true;
@@ -362,8 +366,12 @@ impl Session {
         if self.vrings[at].is_started() {
             self.stop_rings(&[at], StopReason::VringBase)?;
         }
-        let Vring { base, size, .. } = self.vrings[at];
-        let num = base.unwrap_or_else(|| self.base_word(Base::default(), size));
+        let Vring {
+            base, stood, size, ..
+        } = self.vrings[at];
+        let num = stood
+            .or(base)
+            .unwrap_or_else(|| self.base_word(Base::default(), size));
         let reply = VringState { index, num };
         Ok(Answer::Reply(reply.encode()))
     }

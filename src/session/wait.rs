@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::context::Mail;
 use crate::context::hand_over::{offer_stream, tell};
@@ -15,11 +15,14 @@ use crate::shared::poll_timeout;
 use crate::sync::Arc;
 use crate::virtqueue::Queue;
 
+use super::device_state::DeviceState;
 use super::{End, Session};
 
 /// A removal of memory waits for pops that are running, which is shorter than any sleep.
 const BRACKET_SPINS: u32 = 1000;
 const BRACKET_NAP: Duration = Duration::from_micros(50);
+/// How long to sleep when a lock was busy whose holder may be stuck in a page fault, and rings nobody when it is not.
+const LOCK_NAP: Duration = Duration::from_millis(5);
 
 impl Session {
     /// Sleeps until a message, a back-channel reply or the doorbell.
@@ -37,13 +40,21 @@ impl Session {
         if let Some(backend) = &self.backend {
             fds.push(PollFd::new(backend.as_fd(), backend.interest()));
         }
-        let timeout = self
+        let channels = fds.len();
+        if let DeviceState::Moving(transfer) = &self.device_state
+            && let Some((channel, events)) = transfer.interest()
+        {
+            fds.push(PollFd::new(channel, events));
+        }
+        let deadline = self
             .channel_deadline()
             .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let nap = self.look_again_soon.then_some(LOCK_NAP);
+        let timeout = deadline.into_iter().chain(nap).min();
         // Every signal is blocked on this thread, so there is no EINTR; other errors show up as no events.
         let _ = poll(&mut fds, poll_timeout(timeout));
         let seen = fds[1].revents().unwrap_or(PollFlags::empty());
-        let backend_ready = fds.get(2).is_some_and(|fd| fd.any() == Some(true));
+        let backend_ready = fds[2..channels].iter().any(|fd| fd.any() == Some(true));
         self.shared.internal.silence();
         if backend_ready {
             self.read_backend();
@@ -68,12 +79,7 @@ impl Session {
                 return Ok(());
             }
             let seen = self.sleep(PollFlags::empty());
-            if seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) {
-                return Err(End::Failed(Error::new(
-                    libc::ECONNRESET,
-                    "the front-end went away while it was waiting for a reply",
-                )));
-            }
+            check_peer(seen)?;
         }
     }
 
@@ -125,18 +131,37 @@ impl Session {
         for queue in self.shared.queues() {
             let mut spins = 0;
             while !queue.bracket.is_clear_of_older(generation) {
-                if self.shared.lifecycle.is_stopping() {
-                    return Err(End::Stop);
-                }
                 spins += 1;
                 if spins < BRACKET_SPINS {
                     std::hint::spin_loop();
-                } else {
-                    // A pop that is stuck in a page fault.
-                    std::thread::sleep(BRACKET_NAP);
+                    continue;
                 }
+                // A pop that is stuck in a page fault: the front-end supplies the page, or it ends with the connection.
+                if self.shared.lifecycle.is_stopping() {
+                    return Err(End::Stop);
+                }
+                check_peer(self.seen_of_peer())?;
+                std::thread::sleep(BRACKET_NAP);
             }
         }
         Ok(())
     }
+
+    /// Whether the peer has hung up, without waiting.
+    fn seen_of_peer(&self) -> PollFlags {
+        let mut fds = [PollFd::new(self.transport.as_fd(), PollFlags::empty())];
+        let _ = poll(&mut fds, PollTimeout::ZERO);
+        fds[0].revents().unwrap_or(PollFlags::empty())
+    }
+}
+
+/// A peer that hangs up waits for nothing any more.
+fn check_peer(seen: PollFlags) -> Result<(), End> {
+    if seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) {
+        return Err(End::Failed(Error::new(
+            libc::ECONNRESET,
+            "the front-end went away while it was waiting for a reply",
+        )));
+    }
+    Ok(())
 }

@@ -1,8 +1,9 @@
 //! How the Rust API calls what each row of the table names.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
-use vu_server::{Address, Context, Result, Server, Virtqueue};
+use vu_server::{Address, Context, Result, Server, ShmemMapping, Virtqueue};
 
 use crate::scene::{Column, Scene, Silent, Still};
 use crate::stop::socket_path;
@@ -234,6 +235,37 @@ const CASES: &[(&str, Case)] = &[
     ("server_set_config", plain(|s| s.server.set_config(0, b"a"))),
     ("server_get_config", plain(|s| s.server.config(0, &mut [0]))),
     (
+        "server_object_add",
+        plain(|s| unheard(NO_CHANNEL, s.server.object_add(UUID, drop))),
+    ),
+    (
+        "server_object_remove",
+        plain(|s| unheard(NO_CHANNEL, s.server.object_remove(UUID, drop))),
+    ),
+    (
+        "server_object_lookup",
+        plain(|s| unheard(NO_CHANNEL, s.server.object_lookup(UUID, drop))),
+    ),
+    // There is no region to map anything in.
+    (
+        "server_shmem_map",
+        plain(|s| {
+            let stdin = std::io::stdin();
+            unheard(
+                &[libc::EINVAL],
+                s.server.shmem_map(MAPPING, stdin.as_fd(), drop),
+            )
+        }),
+    ),
+    (
+        "server_shmem_unmap",
+        plain(|s| unheard(&[libc::EINVAL], s.server.shmem_unmap(MAPPING, drop))),
+    ),
+    (
+        "server_host_notifier",
+        plain(|s| unheard(NO_CHANNEL, s.server.set_host_notifier(0, None, drop))),
+    ),
+    (
         "server_features",
         plain(|s| {
             s.server.features();
@@ -353,6 +385,27 @@ const CASES: &[(&str, Case)] = &[
     ("version", none(A_CONSTANT)),
     ("version_string", none(A_CONSTANT)),
 ];
+
+const UUID: [u8; 16] = [7; 16];
+
+const MAPPING: ShmemMapping = ShmemMapping {
+    region: 0,
+    offset: 0,
+    len: 4096,
+    fd_offset: 0,
+    writable: false,
+};
+
+/// What requests to the front-end answer: in some scenes it has negotiated what they need, in none it has given a channel.
+const NO_CHANNEL: &[i32] = &[libc::ENOTCONN, libc::ENOTSUP];
+
+/// Found out at once.
+#[track_caller]
+fn unheard(errors: &[i32], result: Result<()>) -> Result<()> {
+    let error = result.unwrap_err();
+    assert!(errors.contains(&error.errno()), "{error}");
+    Ok(())
+}
 
 fn inflight(s: &Scene) -> Result<()> {
     s.server.inflight_inc()?;

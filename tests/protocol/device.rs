@@ -9,6 +9,7 @@ use vu_server::{
     Capabilities, CryptoSession, Device, Element, Kick, RawMessage, StopReason, Verdict, Virtqueue,
 };
 
+use super::state_script::StateScript;
 use crate::sim::EventFd;
 
 /// How long anything may take that nothing should delay.
@@ -96,6 +97,8 @@ pub struct Script {
     pub verdict: Mutex<Option<MessageFn>>,
     /// Questions are not answered while it is set.
     mute: Mutex<bool>,
+    /// What a device that implements it does with its state.
+    pub state: StateScript,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -228,14 +231,18 @@ impl Script {
     /// A question of the front-end's: noted, thought about, and answered.
     fn asked(&self, question: Event) -> vu_server::Result<()> {
         self.note(question);
-        let mute = lock(&self.mute);
-        let waited = self.changed.wait_timeout_while(mute, SOON, |mute| *mute);
-        let timed_out = waited.unwrap_or_else(|poison| poison.into_inner()).1;
-        assert!(!timed_out.timed_out(), "mute for {SOON:?}");
+        self.think();
         match self.errno.load(Ordering::Relaxed) {
             0 => Ok(()),
             errno => Err(vu_server::Error::new(errno, "as scripted")),
         }
+    }
+
+    fn think(&self) {
+        let mute = lock(&self.mute);
+        let waited = self.changed.wait_timeout_while(mute, SOON, |mute| *mute);
+        let timed_out = waited.unwrap_or_else(|poison| poison.into_inner()).1;
+        assert!(!timed_out.timed_out(), "mute for {SOON:?}");
     }
 
     /// The buffers of the newest element.
@@ -380,5 +387,15 @@ impl Device for Scripted {
         // Before the answer: a late one holds it.
         let object = object();
         self.0.asked(Event::SharedObject(uuid)).map(|()| object)
+    }
+
+    fn save_state(&self, offset: u64, buffer: &mut [u8]) -> vu_server::Result<usize> {
+        self.0.think();
+        self.0.state.save(offset, buffer)
+    }
+
+    fn load_state(&self, offset: u64, bytes: &[u8]) -> vu_server::Result<()> {
+        self.0.think();
+        self.0.state.load(offset, bytes)
     }
 }

@@ -31,12 +31,14 @@ fn what_is_offered() {
                 | protocol_feature::REPLY_ACK
                 | protocol_feature::BACKEND_REQ
                 | protocol_feature::CROSS_ENDIAN
+                | protocol_feature::PAGEFAULT
                 | protocol_feature::BACKEND_SEND_FD
                 | protocol_feature::HOST_NOTIFIER
                 | protocol_feature::CONFIG
                 | protocol_feature::INFLIGHT_SHMFD
                 | protocol_feature::RESET_DEVICE
                 | protocol_feature::CONFIGURE_MEM_SLOTS
+                | protocol_feature::GPA_ADDRESSES
                 | protocol_feature::STATUS;
             assert_eq!(fe.get_protocol_features().unwrap(), protocol);
             assert_eq!(fe.get_queue_num().unwrap(), 2);

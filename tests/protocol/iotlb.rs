@@ -226,6 +226,31 @@ fn a_miss_pauses_its_queue_and_no_other() {
 }
 
 #[test]
+fn a_new_channel_is_asked_for_what_is_missing() {
+    run("iotlb_channel", |rig| {
+        let replace = |s: &mut Session| {
+            let channel = s.fe().set_backend_req_fd().unwrap();
+            drop(s.backend.replace(channel));
+        };
+        // For the rings first; the questions on the old channel went unheard.
+        let mut s = untranslated(rig);
+        replace(&mut s);
+        while is_asked(&s) {
+            answer(&s);
+        }
+        round_trip(&mut s, 16);
+        // Then for a buffer in a page that nobody knows.
+        s.memory.alloc(PAGE, PAGE).unwrap();
+        let request = submit(&mut s, 32);
+        let asked = question(&s);
+        replace(&mut s);
+        assert_eq!(question(&s).iova, asked.iova);
+        assert_eq!(send(&s, page(asked.iova, READ | WRITE)), 0);
+        finish(&mut s, &request);
+    });
+}
+
+#[test]
 fn a_paused_queue_stops_where_it_is() {
     run("iotlb_stop", |rig| {
         let mut s = session(rig);

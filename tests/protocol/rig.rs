@@ -419,12 +419,18 @@ pub fn offer(session: &mut Session, head: u16) {
     session.queues[0].kick_always().unwrap();
 }
 
-/// A front-end that has negotiated REPLY_ACK and nothing else.
+/// A front-end that has negotiated all that is offered, and names memory by addresses of its own.
 #[track_caller]
 pub fn acknowledging(rig: &Rig) -> Frontend {
+    without(rig, wire::protocol_feature::GPA_ADDRESSES)
+}
+
+/// A front-end that has negotiated all that is offered but these protocol features.
+#[track_caller]
+pub fn without(rig: &Rig, refused: u64) -> Frontend {
     let mut fe = rig.frontend();
     let bits = fe.get_protocol_features().unwrap();
-    fe.set_protocol_features(bits).unwrap();
+    fe.set_protocol_features(bits & !refused).unwrap();
     fe.set_owner().unwrap();
     fe
 }

@@ -64,6 +64,9 @@ pub const REQUESTS: &[Row] = &[
     row("SET_CONFIG", "say what the driver may write; may hear `config_written`", "case_57_writing"),
     row("CREATE_CRYPTO_SESSION", "implement `create_crypto_session`", "crypto_sessions_are_created_and_closed"),
     row("CLOSE_CRYPTO_SESSION", "implement `close_crypto_session`", "crypto_sessions_are_created_and_closed"),
+    row("POSTCOPY_ADVISE", "", "case_68_postcopy_out_of_order"),
+    row("POSTCOPY_LISTEN", "", "a_guest_is_served_while_it_arrives"),
+    row("POSTCOPY_END", "", "the_end_frees_who_waits"),
     row("GET_INFLIGHT_FD", "allow that requests are done twice after a crash", "a_successor_does_what_was_in_flight"),
     row("SET_INFLIGHT_FD", "allow that requests are done twice after a crash", "a_successor_does_what_was_in_flight"),
     row("GPU_SET_SOCKET", "implement `gpu_set_socket`", "a_gpu_device_gets_its_socket"),
@@ -75,6 +78,8 @@ pub const REQUESTS: &[Row] = &[
     row("SET_STATUS", "may hear `status_set`, `reset`", "case_66_the_status_is_one_byte"),
     row("GET_STATUS", "", "case_66_the_status_is_one_byte"),
     row("GET_SHARED_OBJECT", "implement `shared_object`", "the_device_answers"),
+    row("SET_DEVICE_STATE_FD", "implement `save_state` and `load_state`", "states_of_any_size_are_saved"),
+    row("CHECK_DEVICE_STATE", "implement `save_state` and `load_state`", "the_check_waits_for_the_device"),
     row("GET_SHMEM_CONFIG", "have shared memory regions", "shared_memory_regions_are_told_and_filled"),
 ];
 
@@ -102,6 +107,7 @@ pub const FEATURES: &[Row] = &[
     feature("BACKEND_REQ", "always", "", "changes_are_announced"),
     feature("CROSS_ENDIAN", "always", "", "byte_orders_that_are_refused"),
     feature("CRYPTO_SESSION", "if the device can", "implement `create_crypto_session`", "a_device_without_crypto_is_not_asked_for_sessions"),
+    feature("PAGEFAULT", "if the system lets the process", "", "what_the_system_forbids_is_not_offered"),
     feature("CONFIG", "with a config space", "give its config space", "reading"),
     feature("BACKEND_SEND_FD", "always", "", "a_host_notifier_is_set_and_withdrawn"),
     feature("HOST_NOTIFIER", "always", "", "a_host_notifier_is_set_and_withdrawn"),
@@ -109,8 +115,10 @@ pub const FEATURES: &[Row] = &[
     feature("RESET_DEVICE", "always", "may hear `reset`", "a_reset_of_the_device_resets_the_status"),
     feature("INBAND_NOTIFICATIONS", "if the device wants it", "want in-band notifications", "it_is_not_offered_unless_the_device_wants_it"),
     feature("CONFIGURE_MEM_SLOTS", "always", "", "case_41_as_many_slots_as_advertised"),
-    feature("STATUS", "always", "may hear `status_set`", "the_device_hears_the_status_and_the_reset_before_it"),
+    feature("STATUS", "unless the device has a state to save", "may hear `status_set`", "the_device_hears_the_status_and_the_reset_before_it"),
     feature("SHARED_OBJECT", "if the device can", "implement `shared_object`", "what_a_device_does_not_implement_is_neither_offered_nor_asked"),
+    feature("DEVICE_STATE", "if the device can", "implement `save_state` and `load_state`", "case_67_malformed_transfers"),
     feature("GET_VRING_BASE_INFLIGHT", "if the device suspends", "suspend what is in flight when a ring is stopped", "a_stop_leaves_in_flight_what_the_device_suspends"),
+    feature("GPA_ADDRESSES", "always", "", "memory_and_rings_are_named_by_the_guests_addresses"),
     feature("SHMEM", "with shared memory regions", "have shared memory regions", "without_regions_there_is_no_shared_memory"),
 ];

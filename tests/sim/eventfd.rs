@@ -48,13 +48,14 @@ impl EventFd {
 
     /// Takes the count, 0 if nothing was signalled. Never blocks.
     pub fn take(&self) -> Result<u64> {
-        // A blocking eventfd has to be asked first.
-        if !self.is_signalled()? {
-            return Ok(0);
-        }
-        let mut bytes = [0; 8];
+        let mut bytes = [0u8; 8];
+        let piece = libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        };
+        // The eventfd may be a blocking one, and somebody else may read it at the same time.
         // SAFETY: the buffer is eight writable bytes.
-        let read = unsafe { libc::read(self.as_raw_fd(), bytes.as_mut_ptr().cast(), 8) };
+        let read = unsafe { libc::preadv2(self.as_raw_fd(), &piece, 1, -1, libc::RWF_NOWAIT) };
         if read == 8 {
             return Ok(u64::from_ne_bytes(bytes));
         }

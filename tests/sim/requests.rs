@@ -190,6 +190,22 @@ impl Frontend {
         self.set(req::SET_LOG_FD, &[], &[fd])
     }
 
+    /// SET_DEVICE_STATE_FD; the reply, whose bits 0 to 7 are an error and bit 8 says that there is no descriptor.
+    pub fn set_device_state_fd(&self, direction: u32, phase: u32, fd: RawFd) -> Result<u64> {
+        let body = wire::vring_state(direction, phase);
+        let reply = self.request(req::SET_DEVICE_STATE_FD, &body, &[fd])?;
+        match reply.fds.len() {
+            0 => reply.u64(),
+            count => Err(Error::Broken(format!(
+                "SET_DEVICE_STATE_FD: {count} descriptors in the reply"
+            ))),
+        }
+    }
+
+    pub fn check_device_state(&self) -> Result<u64> {
+        self.get_u64(req::CHECK_DEVICE_STATE)
+    }
+
     pub fn set_status(&self, status: u64) -> Result<()> {
         self.set_u64(req::SET_STATUS, status)
     }

@@ -12,8 +12,9 @@ use super::frontend::{Frontend, TIMEOUT};
 use super::inflight::Inflight;
 use super::memory::{GuestMemory, Region, RegionSpec};
 use super::packed_driver::PackedDriver;
+use super::postcopy::Pages;
 use super::queue::Driver;
-use super::wire::{feature, protocol_feature};
+use super::wire::{feature, protocol_feature, req};
 use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
 
@@ -36,6 +37,7 @@ pub struct SessionBuilder<D = SplitDriver> {
     start: bool,
     kick_fd: bool,
     call_fd: bool,
+    postcopy: bool,
     timeout: Duration,
     driver: PhantomData<D>,
 }
@@ -63,6 +65,7 @@ impl Default for SessionBuilder {
             start: true,
             kick_fd: true,
             call_fd: true,
+            postcopy: false,
             timeout: TIMEOUT,
             driver: PhantomData,
         }
@@ -157,6 +160,15 @@ impl<D: Driver> SessionBuilder<D> {
         self
     }
 
+    /// Takes the guest over from another host in postcopy. The rings are not started: whoever is to see them full
+    /// of what is still to come empties the memory first.
+    pub fn postcopy(mut self) -> Self {
+        self.postcopy = true;
+        self.start = false;
+        self.protocol_features |= protocol_feature::PAGEFAULT;
+        self
+    }
+
     /// The limit of every wait of the session's front-end.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = limit;
@@ -184,6 +196,8 @@ impl<D: Driver> SessionBuilder<D> {
             protocol_features: 0,
             backend: None,
             inflight: None,
+            pages: None,
+            addresses: Vec::new(),
             bases: vec![D::START; self.queues.into()],
             plan: self,
         };
@@ -211,6 +225,10 @@ pub struct Session<D = SplitDriver> {
     pub backend: Option<BackendChannel>,
     /// What the back-end keeps of its requests in flight.
     pub inflight: Option<Inflight>,
+    /// The guest's pages while it arrives in postcopy.
+    pub pages: Option<Pages>,
+    /// Where the back-end has mapped each region then.
+    pub addresses: Vec<u64>,
     /// By queue: where the ring goes on at its next start.
     pub bases: Vec<u32>,
     plan: SessionBuilder<D>,
@@ -264,7 +282,11 @@ impl<D: Driver> Session<D> {
         } else {
             None
         };
-        self.announce_memory(&frontend)?;
+        if self.plan.postcopy {
+            self.announce_arriving_memory(&frontend)?;
+        } else {
+            self.announce_memory(&frontend)?;
+        }
         if self.plan.inflight {
             if self.inflight.is_none() {
                 let (queues, size) = (self.plan.queues, self.plan.queue_size);
@@ -276,6 +298,35 @@ impl<D: Driver> Session<D> {
         }
         self.frontend = Some(frontend);
         Ok(())
+    }
+
+    fn announce_arriving_memory(&mut self, frontend: &Frontend) -> Result<()> {
+        self.pages = Some(Pages::serve(frontend.postcopy_advise()?));
+        frontend.postcopy_listen()?;
+        let regions = self.memory.regions();
+        if self.plan.mem_slots {
+            let offers = regions.iter().map(|region| frontend.offer_mem_reg(region));
+            self.addresses = offers.collect::<Result<_>>()?;
+            return frontend.end_update(req::ADD_MEM_REG);
+        }
+        let regions: Vec<&Region> = regions.iter().map(Arc::as_ref).collect();
+        self.addresses = frontend.offer_mem_table(&regions)?;
+        frontend.end_update(req::SET_MEM_TABLE)
+    }
+
+    /// What is in the guest's memory stays behind on the other host for now.
+    #[track_caller]
+    pub fn evacuate(&self) {
+        for (region, base) in self.memory.regions().iter().zip(&self.addresses) {
+            self.pages().evacuate(region, *base);
+        }
+    }
+
+    #[track_caller]
+    pub fn pages(&self) -> &Pages {
+        self.pages
+            .as_ref()
+            .expect("a guest that arrives in postcopy")
     }
 
     fn announce_memory(&self, frontend: &Frontend) -> Result<()> {
@@ -367,7 +418,8 @@ impl<D: Driver> Session<D> {
         }
     }
 
-    fn close(&mut self) {
+    /// Closes and looks at nothing.
+    pub fn close(&mut self) {
         self.frontend = None;
         self.backend = None;
     }

@@ -96,6 +96,7 @@ pub mod protocol_feature {
     pub const BACKEND_REQ: u64 = 1 << 5;
     pub const CROSS_ENDIAN: u64 = 1 << 6;
     pub const CRYPTO_SESSION: u64 = 1 << 7;
+    pub const PAGEFAULT: u64 = 1 << 8;
     pub const CONFIG: u64 = 1 << 9;
     pub const BACKEND_SEND_FD: u64 = 1 << 10;
     pub const HOST_NOTIFIER: u64 = 1 << 11;
@@ -106,8 +107,10 @@ pub mod protocol_feature {
     pub const STATUS: u64 = 1 << 16;
     pub const XEN_MMAP: u64 = 1 << 17;
     pub const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
+    pub const GPA_ADDRESSES: u64 = 1 << 21;
     pub const SHARED_OBJECT: u64 = 1 << 18;
     pub const SHMEM: u64 = 1 << 22;
+    pub const DEVICE_STATE: u64 = 1 << 19;
 }
 
 const NAMES: [&str; 45] = [

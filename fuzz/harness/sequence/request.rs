@@ -179,11 +179,11 @@ impl Request {
             Request::Plain(choice) => (pick(*choice, &PLAIN), Vec::new(), Vec::new()),
             Request::Features { clear, set } => (
                 req::SET_FEATURES,
-                word(flip(world.offered.get().0, *clear, *set)),
+                word(flip(world.taken.get().0, *clear, *set)),
                 Vec::new(),
             ),
             Request::ProtocolFeatures { clear, set } => {
-                let bits = flip(world.offered.get().1, *clear, *set);
+                let bits = flip(world.taken.get().1, *clear, *set);
                 (req::SET_PROTOCOL_FEATURES, word(bits), Vec::new())
             }
             Request::MemTable {

@@ -117,6 +117,8 @@ pub(crate) struct Queue {
     kicking: AtomicUsize,
     private: UnsafeCell<Private>,
     publication: Mutex<Publication>,
+    /// What the publication does not know yet: the ring is dead.
+    condemned: AtomicBool,
     /// Generation of the table that the used ring lies in; 0 without one.
     pinned: AtomicU64,
     setup: Mutex<Option<Setup>>,
@@ -179,6 +181,7 @@ impl Queue {
                 context: None,
             }),
             publication: Mutex::new(Publication::default()),
+            condemned: AtomicBool::new(false),
             pinned: AtomicU64::new(0),
             setup: Mutex::new(None),
             used_log_base: AtomicU64::new(NOT_LOGGED),

@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
+use crate::virtqueue::publication::Publication;
 use crate::virtqueue::signal::Signalled;
 use crate::virtqueue::slot::Slot;
 use crate::virtqueue::used::UsedElem;
@@ -28,7 +29,7 @@ impl Queue {
             self.publications.completions.add(n);
             self.publications.bytes_in.add(private.staged.bytes_in());
             self.publications.bytes_out.add(private.staged.bytes_out);
-            let decision = publication.publish(private.staged.batch());
+            let decision = self.publish(&mut publication, private.staged.batch());
             (self.count_decision(decision), publication.log().is_some())
         };
         private.staged.clear();
@@ -40,6 +41,13 @@ impl Queue {
         }
         // Last: whoever waits for what is in flight finds it published.
         private.completed += n;
+    }
+
+    fn publish(&self, publication: &mut Publication, batch: &[UsedElem]) -> Option<bool> {
+        if self.is_condemned() {
+            return None;
+        }
+        publication.publish(batch)
     }
 
     /// Under the publication lock.
@@ -153,7 +161,7 @@ impl Queue {
             self.publications.completions.add(1);
             self.publications.bytes_in.add(u64::from(elem.len()));
             self.publications.bytes_out.add(u64::from(out_len));
-            let decision = publication.publish(&[elem]);
+            let decision = self.publish(&mut publication, &[elem]);
             (self.count_decision(decision), publication.log().is_some())
         };
         if logged {

@@ -4,9 +4,10 @@ use crate::context::owner::State;
 use crate::device::StopReason;
 use crate::error::{Error, Result};
 use crate::memory::RegionTable;
-use crate::sync::{Arc, Ordering};
+use crate::sync::{Arc, MutexGuard, Ordering};
 use crate::virtqueue::areas::{PACKED_AREAS, RingLayout, SPLIT_AREAS, SplitAreas};
 use crate::virtqueue::packed_areas::PackedAreas;
+use crate::virtqueue::publication::Publication;
 use crate::virtqueue::ring::Areas;
 use crate::virtqueue::ring_error::RingError;
 
@@ -25,13 +26,26 @@ impl Queue {
             self.popped.store(base.avail, Ordering::Release);
             *self.recovered.lock() = None;
             self.publication.lock().revive(base.used);
+            self.condemned.store(false, Ordering::Relaxed);
             self.gate.reopen();
         }
         *place = Some(setup);
     }
 
+    /// Nothing is published from here on. Takes no lock: a publication that is stuck in a page fault keeps it, and is
+    /// the last one.
+    pub(crate) fn condemn(&self) {
+        // Release pairs with the Acquire in `is_condemned`.
+        self.condemned.store(true, Ordering::Release);
+    }
+
+    /// Under the publication lock, or just before it is taken.
+    pub(super) fn is_condemned(&self) -> bool {
+        self.condemned.load(Ordering::Acquire)
+    }
+
     /// The ring is no more: nothing in flight, or the connection is gone. Completions that are still to come
-    /// do not touch guest memory.
+    /// do not touch guest memory. Nobody can be stuck in a page fault any more.
     pub(crate) fn retire(&self) {
         // Two statements: what is unmapped here is unmapped outside of the lock.
         let table = self.publication.lock().retire();
@@ -55,20 +69,57 @@ impl Queue {
 
     /// The queue is INTERNAL: its used ring moves to the current table, or dies if it is not in there.
     pub(crate) fn rebase(&self, table: &Arc<RegionTable>) {
+        if let Some(setup) = self.setup.lock().clone() {
+            let areas = self.resolve_or_fail(&setup, table);
+            self.move_to(self.publication.lock(), &setup, areas, table);
+        }
+    }
+
+    /// The same while page faults may take long. False if a completion holds the lock, perhaps through one; the old table
+    /// stays pinned until then.
+    #[must_use]
+    pub(crate) fn try_rebase(&self, table: &Arc<RegionTable>) -> bool {
         let Some(setup) = self.setup.lock().clone() else {
-            return;
+            return true;
         };
-        self.pinned.store(table.generation(), Ordering::Relaxed);
-        let mut publication = self.publication.lock();
-        match resolve(&setup, table, self.index) {
-            Ok(areas) => {
-                publication.rebase(areas, setup.features, table.clone(), self.used_log_base())
+        let areas = self.resolve_or_fail(&setup, table);
+        match self.publication.try_lock() {
+            Some(publication) => {
+                self.move_to(publication, &setup, areas, table);
+                true
             }
+            None => false,
+        }
+    }
+
+    fn resolve_or_fail(&self, setup: &Setup, table: &RegionTable) -> Option<Areas> {
+        match resolve(setup, table, self.index) {
+            Ok(areas) => Some(areas),
             Err(error) => {
+                self.condemn();
+                self.fail(error);
+                None
+            }
+        }
+    }
+
+    fn move_to(
+        &self,
+        mut publication: MutexGuard<'_, Publication>,
+        setup: &Setup,
+        areas: Option<Areas>,
+        table: &Arc<RegionTable>,
+    ) {
+        self.pinned.store(table.generation(), Ordering::Relaxed);
+        match areas {
+            Some(areas) if !self.is_condemned() => {
+                publication.rebase(areas, setup.features, table.clone(), self.used_log_base());
+            }
+            _ => {
                 let table = publication.retire();
+                // Unmapped outside of the lock.
                 drop(publication);
                 drop(table);
-                self.fail(error);
             }
         }
     }
