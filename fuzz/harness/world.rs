@@ -37,7 +37,7 @@ pub struct World {
     pub memory: Arc<GuestMemory>,
     pub fds: Assortment,
     /// Features and protocol features that front-ends take: all that the server offers, except for those that
-    /// change how they name memory.
+    /// change how they name memory, or the form of the rings.
     pub taken: Cell<(u64, u64)>,
     path: PathBuf,
     /// Open descriptors while no front-end is connected.
@@ -102,7 +102,7 @@ impl World {
         let features = peer.fe.get_features().expect("features");
         let protocol_features = peer.fe.get_protocol_features().expect("protocol features");
         self.taken.set((
-            features & !feature::ACCESS_PLATFORM,
+            features & !(feature::ACCESS_PLATFORM | feature::RING_PACKED),
             protocol_features & !protocol_feature::GPA_ADDRESSES,
         ));
         for fd in [self.fds.eventfd(), self.fds.socket()] {

@@ -86,6 +86,7 @@ impl SessionBuilder {
             start: self.start,
             kick_fd: self.kick_fd,
             call_fd: self.call_fd,
+            postcopy: self.postcopy,
             timeout: self.timeout,
             driver: PhantomData,
         }
