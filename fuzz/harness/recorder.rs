@@ -18,7 +18,9 @@ pub struct Recorder {
     pub resets: AtomicU64,
     /// Elements are kept until somebody takes them.
     pub holding: AtomicBool,
-    /// The next kick completes what is kept.
+    /// The device wants to be called again, until it has completed what it keeps.
+    pub again: AtomicBool,
+    /// The next call completes what is kept.
     pub completing: AtomicBool,
     held: Mutex<Vec<Element>>,
 }
@@ -97,6 +99,7 @@ impl Device for Recording {
     fn kick(&self, vq: &mut Virtqueue<'_>) -> Kick {
         if self.0.completing.swap(false, Ordering::Relaxed) {
             self.0.complete_in_order();
+            self.0.again.store(false, Ordering::Relaxed);
         }
         let mut batch: [Option<Element>; 8] = Default::default();
         while let Ok(popped @ 1..) = vq.pop(&mut batch) {
@@ -109,7 +112,11 @@ impl Device for Recording {
                 }
             }
         }
-        Kick::Done
+        if self.0.again.load(Ordering::Relaxed) {
+            Kick::Again
+        } else {
+            Kick::Done
+        }
     }
 
     fn queue_started(&self, _: &mut Virtqueue<'_>) {

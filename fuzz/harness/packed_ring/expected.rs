@@ -34,13 +34,23 @@ pub fn chains(walk: &Walk, mut at: Position) -> (Vec<Chain>, Position, Result<()
     }
 }
 
+/// A descriptor of the ring or of a table. Where a split ring's has flags and the next one, this has id and flags.
+fn read(walk: &Walk, table: u64, index: u16) -> Result<Desc, Broken> {
+    let desc = walk.read(table, index)?;
+    Ok(Desc {
+        flags: desc.next,
+        next: desc.flags,
+        ..desc
+    })
+}
+
 fn is_available(desc: &Desc, at: Position) -> bool {
     desc.flags & (DESC_AVAIL | DESC_USED) == avail_flags(at.wrap)
 }
 
 fn chain(walk: &Walk, head: Position) -> Result<Option<Chain>, Broken> {
     let mut buffers = Vec::new();
-    let (mut at, mut desc) = (head, walk.read(walk.desc, head.index)?);
+    let (mut at, mut desc) = (head, read(walk, walk.desc, head.index)?);
     if !is_available(&desc, head) {
         return Ok(None);
     }
@@ -48,7 +58,7 @@ fn chain(walk: &Walk, head: Position) -> Result<Option<Chain>, Broken> {
     if desc.flags & DESC_INDIRECT != 0 {
         let entries = walk.table(&desc, false)?;
         for index in 0..entries {
-            let mut entry = walk.read(desc.addr, index as u16)?;
+            let mut entry = read(walk, desc.addr, index as u16)?;
             entry.flags &= DESC_WRITE;
             walk.take(&entry, &mut buffers)?;
         }
@@ -56,7 +66,7 @@ fn chain(walk: &Walk, head: Position) -> Result<Option<Chain>, Broken> {
         walk.take(&desc, &mut buffers)?;
         while desc.flags & DESC_NEXT != 0 {
             at = at.after(1, walk.size);
-            desc = walk.read(walk.desc, at.index)?;
+            desc = read(walk, walk.desc, at.index)?;
             let mixed = desc.flags & DESC_INDIRECT != 0;
             if at.index == head.index || !is_available(&desc, at) || mixed {
                 return Err(Broken);
@@ -67,6 +77,7 @@ fn chain(walk: &Walk, head: Position) -> Result<Option<Chain>, Broken> {
     }
     check_total(&buffers)?;
     Ok(Some(Chain {
+        // The id.
         id: desc.next,
         count,
         buffers,

@@ -3,7 +3,7 @@
 use arbitrary::Arbitrary;
 
 use crate::harness::sim::packed_ring::{DESC_AVAIL, DESC_USED, avail_flags, used_flags};
-use crate::harness::sim::{PackedDesc, Position};
+use crate::harness::sim::{Desc, PackedDesc, Position};
 use crate::harness::split_ring::input::{Entry, Write};
 use crate::harness::{Many, pick};
 
@@ -110,10 +110,12 @@ impl Input {
 
     /// What is in the ring and the tables when it starts.
     pub fn contents(&self) -> impl Iterator<Item = Write> {
-        let tables = self
-            .entries
-            .iter()
-            .map(|entry| entry.place(LAYOUT.desc, self.size()));
+        let tables = self.entries.iter().map(|entry| {
+            let Write { gpa, .. } = entry.place(LAYOUT.desc, self.size());
+            let desc = entry.desc();
+            let bytes = packed(desc, desc.next, desc.flags).encode();
+            Write { gpa, bytes }
+        });
         // The ring last: an entry for it says nothing of the wrap counters.
         tables.chain(self.ring_of(&self.ring))
     }
@@ -157,12 +159,16 @@ impl Slot {
             160..=254 => desc.next % 24,
             other => other,
         };
-        PackedDesc {
-            addr: desc.addr,
-            len: desc.len,
-            id,
-            flags: desc.flags | owner,
-        }
+        packed(desc, id, desc.flags | owner)
+    }
+}
+
+fn packed(desc: Desc, id: u16, flags: u16) -> PackedDesc {
+    PackedDesc {
+        addr: desc.addr,
+        len: desc.len,
+        id,
+        flags,
     }
 }
 

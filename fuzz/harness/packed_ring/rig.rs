@@ -61,6 +61,9 @@ impl Rig {
         };
         let (chains, next, verdict) = chains(&walk, input.avail());
         let before = Heard::by(&self.world().device);
+        // An empty ring is nothing that a device is called for.
+        let batch = input.batch && verdict.is_ok() && !chains.is_empty() && input.race().is_none();
+        self.world().device.again.store(batch, Ordering::Relaxed);
         self.rig.start_with(&start);
         match input.race() {
             None => self.compare(&ring, input, &chains, next, verdict, before),
@@ -150,8 +153,9 @@ impl Rig {
             assert_eq!(self.descs(input.size()), memory, "written to a broken ring");
             input.used()
         } else {
+            let used = self.complete(ring, input, chains, popped);
             self.check_wish(ring, input, next);
-            self.complete(ring, input, chains, popped)
+            used
         };
         let base = u32::from(next.encode()) | u32::from(used.encode()) << 16;
         assert_eq!(self.rig.stop(), base, "the base");
@@ -189,9 +193,9 @@ impl Rig {
             .collect();
         let mut expected = 0;
         let (mut at, size) = (input.used(), input.size());
-        if input.batch {
+        if input.batch && !chains.is_empty() {
             let count = chains.iter().map(|chain| chain.count).sum();
-            expected = u64::from(!chains.is_empty() && calls.expects(at, count));
+            expected = u64::from(calls.expects(at, count));
             self.complete_in_kick(popped);
         } else {
             for (position, (element, chain)) in (0..).zip(popped.into_iter().zip(chains)) {
@@ -216,7 +220,6 @@ impl Rig {
         device.keep(popped);
         // Relaxed: both are of this thread.
         device.completing.store(true, Ordering::Relaxed);
-        self.rig.kick.signal().expect("a kick");
         self.world().serve_until("the completions", None, || {
             !device.completing.load(Ordering::Relaxed)
         });

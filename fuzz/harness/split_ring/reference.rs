@@ -29,7 +29,6 @@ pub struct Desc {
     pub addr: u64,
     pub len: u32,
     pub flags: u16,
-    /// The id, in a packed ring.
     pub next: u16,
 }
 
