@@ -18,6 +18,8 @@ use super::sim::wire::{feature, protocol_feature, req};
 use super::sim::{Deadline, GuestMemory, RegionSpec, process};
 
 pub const QUEUES: u32 = 2;
+/// Completions that the library gathers within a callback.
+pub const STAGE: usize = 8;
 pub const CONFIG_SIZE: usize = 64;
 
 const MIB: u64 = 1 << 20;
@@ -69,6 +71,7 @@ impl World {
         let server = Server::builder()
             .name("fuzz")
             .queues(QUEUES)
+            .stage_max(STAGE as u32)
             .config_space(vec![7; CONFIG_SIZE], vec![1; CONFIG_SIZE / 2])
             .build(Recording(device.clone()))
             .expect("a server");

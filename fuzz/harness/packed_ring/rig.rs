@@ -18,7 +18,7 @@ use crate::harness::sim::{EventFd, PackedLayout, Position};
 use crate::harness::split_ring::input::Write;
 use crate::harness::split_ring::reference::{Broken, Walk};
 use crate::harness::split_ring::rig::{Heard, Rig as SplitRig, Start, features};
-use crate::harness::world::World;
+use crate::harness::world::{STAGE, World};
 
 pub const LAYOUT: PackedLayout = PackedLayout {
     size: 1024,
@@ -191,24 +191,26 @@ impl Rig {
             .zip(&popped)
             .map(|(position, element)| element.writable_len().min(position))
             .collect();
-        let mut expected = 0;
         let (mut at, size) = (input.used(), input.size());
+        let together = if input.batch { STAGE } else { 1 };
         if input.batch && !chains.is_empty() {
-            let count = chains.iter().map(|chain| chain.count).sum();
-            expected = u64::from(calls.expects(at, count));
             self.complete_in_kick(popped);
         } else {
             for (position, (element, chain)) in (0..).zip(popped.into_iter().zip(chains)) {
-                complete_at(position, element);
-                expected += u64::from(calls.expects(at, chain.count));
-                self.check_used(ring, at, chain.id, lengths[position as usize]);
+                let len = complete_at(position, element);
+                self.check_used(ring, at, chain.id, len);
                 at = at.after(chain.count, size);
             }
             at = input.used();
         }
-        for (chain, &len) in chains.iter().zip(&lengths) {
-            self.check_used(ring, at, chain.id, len);
-            at = at.after(chain.count, size);
+        let mut expected = 0;
+        for (batch, lengths) in chains.chunks(together).zip(lengths.chunks(together)) {
+            let count = batch.iter().map(|chain| chain.count).sum();
+            expected += u64::from(calls.expects(at, count));
+            for (chain, &len) in batch.iter().zip(lengths) {
+                self.check_used(ring, at, chain.id, len);
+                at = at.after(chain.count, size);
+            }
         }
         assert_eq!(self.call.take().expect("calls"), expected, "calls");
         at
