@@ -18,6 +18,10 @@ pub struct Recorder {
     pub resets: AtomicU64,
     /// Elements are kept until somebody takes them.
     pub holding: AtomicBool,
+    /// The device wants to be called again, until it has completed what it keeps.
+    pub again: AtomicBool,
+    /// The next call completes what is kept.
+    pub completing: AtomicBool,
     held: Mutex<Vec<Element>>,
 }
 
@@ -39,6 +43,17 @@ impl Recorder {
 
     pub fn take_held(&self) -> Vec<Element> {
         std::mem::take(&mut *self.held())
+    }
+
+    pub fn keep(&self, elements: Vec<Element>) {
+        self.held().extend(elements);
+    }
+
+    /// Completes what is kept, each with another length.
+    pub fn complete_in_order(&self) {
+        for (position, element) in (0..).zip(self.take_held()) {
+            complete_at(position, element);
+        }
     }
 
     /// What an element says about itself must agree, and its bytes must be there.
@@ -67,6 +82,13 @@ pub fn answer(element: Element) {
         .expect("as much as was written");
 }
 
+/// Completes the element at a position, which says how long it is. Returns the length.
+pub fn complete_at(position: u32, element: Element) -> u32 {
+    let written = element.writable_len().min(position);
+    element.complete(written).expect("no more than there is");
+    written
+}
+
 pub struct Recording(pub Arc<Recorder>);
 
 fn count(counter: &AtomicU64) {
@@ -75,6 +97,10 @@ fn count(counter: &AtomicU64) {
 
 impl Device for Recording {
     fn kick(&self, vq: &mut Virtqueue<'_>) -> Kick {
+        if self.0.completing.swap(false, Ordering::Relaxed) {
+            self.0.complete_in_order();
+            self.0.again.store(false, Ordering::Relaxed);
+        }
         let mut batch: [Option<Element>; 8] = Default::default();
         while let Ok(popped @ 1..) = vq.pop(&mut batch) {
             for element in batch[..popped].iter_mut().filter_map(Option::take) {
@@ -86,7 +112,11 @@ impl Device for Recording {
                 }
             }
         }
-        Kick::Done
+        if self.0.again.load(Ordering::Relaxed) {
+            Kick::Again
+        } else {
+            Kick::Done
+        }
     }
 
     fn queue_started(&self, _: &mut Virtqueue<'_>) {

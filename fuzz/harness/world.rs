@@ -18,6 +18,8 @@ use super::sim::wire::{feature, protocol_feature, req};
 use super::sim::{Deadline, GuestMemory, RegionSpec, process};
 
 pub const QUEUES: u32 = 2;
+/// Completions that the library gathers within a callback.
+pub const STAGE: usize = 8;
 pub const CONFIG_SIZE: usize = 64;
 
 const MIB: u64 = 1 << 20;
@@ -37,7 +39,7 @@ pub struct World {
     pub memory: Arc<GuestMemory>,
     pub fds: Assortment,
     /// Features and protocol features that front-ends take: all that the server offers, except for those that
-    /// change how they name memory.
+    /// change how they name memory, or the form of the rings.
     pub taken: Cell<(u64, u64)>,
     path: PathBuf,
     /// Open descriptors while no front-end is connected.
@@ -69,6 +71,7 @@ impl World {
         let server = Server::builder()
             .name("fuzz")
             .queues(QUEUES)
+            .stage_max(STAGE as u32)
             .config_space(vec![7; CONFIG_SIZE], vec![1; CONFIG_SIZE / 2])
             .build(Recording(device.clone()))
             .expect("a server");
@@ -102,7 +105,7 @@ impl World {
         let features = peer.fe.get_features().expect("features");
         let protocol_features = peer.fe.get_protocol_features().expect("protocol features");
         self.taken.set((
-            features & !feature::ACCESS_PLATFORM,
+            features & !(feature::ACCESS_PLATFORM | feature::RING_PACKED),
             protocol_features & !protocol_feature::GPA_ADDRESSES,
         ));
         for fd in [self.fds.eventfd(), self.fds.socket()] {

@@ -2,7 +2,8 @@
 
 use arbitrary::Arbitrary;
 
-use crate::harness::sim::Desc;
+use crate::harness::sim::ring::DESC_LEN;
+use crate::harness::sim::{Desc, GuestMemory};
 use crate::harness::{Many, pick};
 
 const MIB: u64 = 1 << 20;
@@ -57,6 +58,18 @@ impl Input {
     }
 }
 
+/// A descriptor that the guest writes somewhere.
+pub struct Write {
+    pub gpa: u64,
+    pub bytes: [u8; DESC_LEN as usize],
+}
+
+impl Write {
+    pub fn apply(&self, memory: &GuestMemory) {
+        memory.write(self.gpa, &self.bytes).expect("a descriptor");
+    }
+}
+
 /// A descriptor in the ring's own table or in one of the indirect ones.
 #[derive(Arbitrary, Debug)]
 pub struct Entry {
@@ -71,15 +84,20 @@ pub struct Entry {
 
 impl Entry {
     /// The guest address of the table that this belongs to, and how many entries that has.
-    pub fn table(&self, ring: u64, size: u16) -> (u64, u16) {
+    fn table(&self, ring: u64, size: u16) -> (u64, u16) {
         match self.place % 6 {
             0 | 1 => (ring, size),
             other => (TABLES[usize::from(other) - 2], TABLE_ENTRIES),
         }
     }
 
-    pub fn index(&self) -> u16 {
-        self.index.into()
+    /// What is written for this into a ring of `size` at `ring`, or into a table.
+    pub fn place(&self, ring: u64, size: u16) -> Write {
+        let (table, entries) = self.table(ring, size);
+        Write {
+            gpa: table + DESC_LEN * u64::from(u16::from(self.index) % entries),
+            bytes: self.desc().encode(),
+        }
     }
 
     pub fn desc(&self) -> Desc {

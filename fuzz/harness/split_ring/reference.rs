@@ -25,11 +25,11 @@ pub struct Walk<'m> {
 #[derive(Debug, PartialEq)]
 pub struct Broken;
 
-struct Desc {
-    addr: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
+pub struct Desc {
+    pub addr: u64,
+    pub len: u32,
+    pub flags: u16,
+    pub next: u16,
 }
 
 impl Walk<'_> {
@@ -75,15 +75,12 @@ impl Walk<'_> {
             }
             index = desc.next;
         }
-        let total: u64 = buffers.iter().map(|buffer| buffer.1).sum();
-        if total > u32::MAX.into() {
-            return Err(Broken);
-        }
+        check_total(&buffers)?;
         Ok(buffers)
     }
 
     /// Entries of the indirect table that a descriptor refers to.
-    fn table(&self, desc: &Desc, inside: bool) -> Result<usize, Broken> {
+    pub fn table(&self, desc: &Desc, inside: bool) -> Result<usize, Broken> {
         let len = desc.len as usize;
         let entries = len / DESC_LEN as usize;
         let legal = self.indirect
@@ -97,7 +94,7 @@ impl Walk<'_> {
         pieces(desc.addr, len as u64).map(|_| entries)
     }
 
-    fn take(&self, desc: &Desc, buffers: &mut Vec<Buffer>) -> Result<(), Broken> {
+    pub fn take(&self, desc: &Desc, buffers: &mut Vec<Buffer>) -> Result<(), Broken> {
         let write = desc.flags & DESC_WRITE != 0;
         if !write && buffers.last().is_some_and(|last| last.2) {
             return Err(Broken);
@@ -111,7 +108,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn read(&self, table: u64, index: u16) -> Result<Desc, Broken> {
+    pub fn read(&self, table: u64, index: u16) -> Result<Desc, Broken> {
         let at = table + DESC_LEN * u64::from(index);
         let bytes = self
             .memory
@@ -126,6 +123,16 @@ impl Walk<'_> {
             next: (rest >> 48) as u16,
         })
     }
+}
+
+/// # Errors
+/// The lengths do not fit into 32 bits.
+pub fn check_total(buffers: &[Buffer]) -> Result<(), Broken> {
+    let total: u64 = buffers.iter().map(|buffer| buffer.1).sum();
+    if total > u32::MAX.into() {
+        return Err(Broken);
+    }
+    Ok(())
 }
 
 /// A range cut at the regions' ends; at least one piece, which is empty if the range is.

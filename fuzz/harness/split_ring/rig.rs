@@ -7,15 +7,15 @@ use std::thread;
 
 use vu_server::Element;
 
-use super::input::{Entry, Input, TABLE_ENTRIES, TABLES};
+use super::input::{Input, TABLE_ENTRIES, TABLES, Write};
 use super::reference::{Broken, Buffer, Chain, Walk};
 use crate::harness::inflight::{self, Contents, Recovered};
 use crate::harness::peer::Peer;
 use crate::harness::recorder::Recorder;
 use crate::harness::sim::inflight::Inflight;
 use crate::harness::sim::ring::{DESC_LEN, Ring};
-use crate::harness::sim::wire::{self, FLAG_NEED_REPLY, VERSION, feature, req};
-use crate::harness::sim::{EventFd, GuestMemory, RingLayout};
+use crate::harness::sim::wire::{self, FLAG_NEED_REPLY, VERSION, VringAddr, feature, req};
+use crate::harness::sim::{EventFd, RingLayout};
 use crate::harness::world::{REGIONS, World};
 
 pub const LAYOUT: RingLayout = RingLayout {
@@ -98,23 +98,23 @@ impl Rig {
 
     /// Stops the ring if it runs, and starts it; the device keeps what it pops.
     fn start(&self, size: u16, base: u16, indirect: bool, event_idx: bool) {
+        self.start_with(&Start {
+            features: features(indirect, event_idx),
+            size,
+            base: base.into(),
+            addr: LAYOUT.vring_addr(&self.world.memory, 0).expect("addresses"),
+        });
+    }
+
+    /// The same for any kind of ring.
+    pub fn start_with(&self, start: &Start) {
         self.hold();
-        let offered = feature::PROTOCOL_FEATURES | feature::VERSION_1;
-        let chosen = [
-            (indirect, feature::INDIRECT_DESC),
-            (event_idx, feature::EVENT_IDX),
-        ];
-        let features = chosen
-            .iter()
-            .filter(|on| on.0)
-            .fold(offered, |all, on| all | on.1);
-        let addr = LAYOUT.vring_addr(&self.world.memory, 0).expect("addresses");
         let state = wire::vring_state;
         let messages = [
-            (req::SET_FEATURES, features.to_ne_bytes().to_vec()),
-            (req::SET_VRING_NUM, state(0, size.into())),
-            (req::SET_VRING_BASE, state(0, base.into())),
-            (req::SET_VRING_ADDR, addr.encode()),
+            (req::SET_FEATURES, start.features.to_ne_bytes().to_vec()),
+            (req::SET_VRING_NUM, state(0, start.size.into())),
+            (req::SET_VRING_BASE, state(0, start.base)),
+            (req::SET_VRING_ADDR, start.addr.encode()),
         ];
         let bytes: Vec<u8> = messages
             .iter()
@@ -137,16 +137,17 @@ impl Rig {
     }
 
     /// Stops the ring, which was started, and waits until the device has heard of it: what broke before is
-    /// told before that.
-    pub fn stop(&self) {
+    /// told before that. Returns where the ring stood.
+    pub fn stop(&self) -> u32 {
         let stopped = Recorder::get(&self.world.device.stopped);
         self.world.release();
         let body = wire::vring_state(0, 0);
         self.peer.request(req::GET_VRING_BASE, false, &body, &[]);
-        self.peer.receive().expect("the base");
+        let reply = self.peer.receive().expect("the base");
         self.world.serve_until("the end of the ring", None, || {
             Recorder::get(&self.world.device.stopped) > stopped
         });
+        wire::u32_at(&reply.body, 4)
     }
 
     pub fn run(&self, input: &Input, contents: Option<&Contents>) {
@@ -168,7 +169,13 @@ impl Rig {
             (Some(_), Some(Err(Broken))) => self
                 .world
                 .serve_until("the end", None, || Heard::by(&self.world.device) != before),
-            (Some(entries), _) => self.race(input, entries, before),
+            (Some(entries), _) => {
+                let all = entries.iter().chain(input.entries.iter());
+                let writes: Vec<_> = all
+                    .map(|entry| entry.place(LAYOUT.desc, input.size()))
+                    .collect();
+                self.race(&writes, before);
+            }
         }
     }
 
@@ -196,12 +203,11 @@ impl Rig {
 
     fn fill(&self, ring: &Ring, input: &Input) {
         ring.clear().expect("clear");
-        for table in TABLES {
-            let len = usize::from(TABLE_ENTRIES) * DESC_LEN as usize;
-            self.world.memory.fill(table, len, 0).expect("clear");
-        }
+        self.clear_tables();
         for entry in input.entries.iter() {
-            write(&self.world.memory, entry, input.size());
+            entry
+                .place(LAYOUT.desc, input.size())
+                .apply(&self.world.memory);
         }
         for position in 0..input.size() {
             let at = input.base.wrapping_add(position);
@@ -214,6 +220,13 @@ impl Rig {
         let index = input.base.wrapping_add(input.ahead());
         ring.set_avail_idx(index).expect("the index");
         ring.set_used_idx(input.base).expect("the used index");
+    }
+
+    pub fn clear_tables(&self) {
+        for table in TABLES {
+            let len = usize::from(TABLE_ENTRIES) * DESC_LEN as usize;
+            self.world.memory.fill(table, len, 0).expect("clear");
+        }
     }
 
     fn compare(
@@ -261,14 +274,13 @@ impl Rig {
 
     /// Changes the memory while the library reads it. Every element is made of guest memory all the same, and
     /// the ring is done with or broken in the end.
-    fn race(&self, input: &Input, entries: &[Entry], before: Heard) {
+    pub fn race(&self, writes: &[Write], before: Heard) -> Vec<Element> {
         let (stop, memory) = (AtomicBool::new(false), &self.world.memory);
         thread::scope(|scope| {
             scope.spawn(|| {
                 // Relaxed: the flag carries nothing with it.
                 while !stop.load(Ordering::Relaxed) {
-                    let all = entries.iter().chain(input.entries.iter());
-                    all.for_each(|entry| write(memory, entry, input.size()));
+                    writes.iter().for_each(|write| write.apply(memory));
                 }
             });
             let _stop = StopOnDrop(&stop);
@@ -283,9 +295,11 @@ impl Rig {
                     .expect("dispatch");
             }
         });
-        for element in self.world.device.take_held() {
-            self.buffers(&element);
-        }
+        let held = self.world.device.take_held();
+        held.iter().for_each(|element| {
+            self.buffers(element);
+        });
+        held
     }
 
     /// The buffers of an element as guest addresses; each lies in one region.
@@ -315,15 +329,36 @@ impl Rig {
     }
 }
 
+/// How a ring begins.
+pub struct Start {
+    pub features: u64,
+    pub size: u16,
+    pub base: u32,
+    pub addr: VringAddr,
+}
+
+/// What is taken of the features, for a split ring.
+pub fn features(indirect: bool, event_idx: bool) -> u64 {
+    let chosen = [
+        (indirect, feature::INDIRECT_DESC),
+        (event_idx, feature::EVENT_IDX),
+    ];
+    let always = feature::PROTOCOL_FEATURES | feature::VERSION_1;
+    chosen
+        .iter()
+        .filter(|on| on.0)
+        .fold(always, |all, on| all | on.1)
+}
+
 /// What the device has heard of its rings.
 #[derive(Clone, Copy, PartialEq)]
-struct Heard {
-    started: u64,
-    broken: u64,
+pub struct Heard {
+    pub started: u64,
+    pub broken: u64,
 }
 
 impl Heard {
-    fn by(device: &Recorder) -> Heard {
+    pub fn by(device: &Recorder) -> Heard {
         Heard {
             started: Recorder::get(&device.started),
             broken: Recorder::get(&device.broken),
@@ -338,12 +373,4 @@ impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-fn write(memory: &GuestMemory, entry: &Entry, size: u16) {
-    let (table, entries) = entry.table(LAYOUT.desc, size);
-    let at = table + DESC_LEN * u64::from(entry.index() % entries);
-    memory
-        .write(at, &entry.desc().encode())
-        .expect("a descriptor");
 }
