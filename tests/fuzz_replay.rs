@@ -64,6 +64,11 @@ fn message_stream() {
 }
 
 #[test]
+fn packed_ring() {
+    replay("packed_ring");
+}
+
+#[test]
 fn sequence() {
     replay("sequence");
 }

@@ -13,6 +13,7 @@ pub mod fds;
 pub mod inflight;
 pub mod iotlb;
 pub mod message_stream;
+pub mod packed_ring;
 pub mod peer;
 pub mod recorder;
 pub mod sequence;
@@ -25,10 +26,11 @@ pub mod sim;
 /// A target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("inflight", inflight::run),
     ("iotlb", iotlb::run),
     ("message_stream", message_stream::run),
+    ("packed_ring", packed_ring::run),
     ("sequence", sequence::run),
     ("split_ring", split_ring::run),
 ];

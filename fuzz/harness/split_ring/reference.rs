@@ -129,7 +129,7 @@ impl Walk<'_> {
 }
 
 /// A range cut at the regions' ends; at least one piece, which is empty if the range is.
-fn pieces(addr: u64, len: u64) -> Result<Vec<(u64, u64)>, Broken> {
+pub fn pieces(addr: u64, len: u64) -> Result<Vec<(u64, u64)>, Broken> {
     addr.checked_add(len).ok_or(Broken)?;
     let mut done = 0;
     let mut found = Vec::new();

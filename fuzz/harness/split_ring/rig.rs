@@ -14,7 +14,7 @@ use crate::harness::peer::Peer;
 use crate::harness::recorder::Recorder;
 use crate::harness::sim::inflight::Inflight;
 use crate::harness::sim::ring::{DESC_LEN, Ring};
-use crate::harness::sim::wire::{self, FLAG_NEED_REPLY, VERSION, feature, req};
+use crate::harness::sim::wire::{self, FLAG_NEED_REPLY, VERSION, VringAddr, feature, req};
 use crate::harness::sim::{EventFd, GuestMemory, RingLayout};
 use crate::harness::world::{REGIONS, World};
 
@@ -98,8 +98,6 @@ impl Rig {
 
     /// Stops the ring if it runs, and starts it; the device keeps what it pops.
     fn start(&self, size: u16, base: u16, indirect: bool, event_idx: bool) {
-        self.hold();
-        let offered = feature::PROTOCOL_FEATURES | feature::VERSION_1;
         let chosen = [
             (indirect, feature::INDIRECT_DESC),
             (event_idx, feature::EVENT_IDX),
@@ -107,13 +105,20 @@ impl Rig {
         let features = chosen
             .iter()
             .filter(|on| on.0)
-            .fold(offered, |all, on| all | on.1);
+            .fold(0, |all, on| all | on.1);
         let addr = LAYOUT.vring_addr(&self.world.memory, 0).expect("addresses");
+        self.start_ring(features, size, base.into(), addr);
+    }
+
+    /// As `start`, for any kind of ring: with these features of its own.
+    pub fn start_ring(&self, features: u64, size: u16, base: u32, addr: VringAddr) {
+        self.hold();
+        let features = features | feature::PROTOCOL_FEATURES | feature::VERSION_1;
         let state = wire::vring_state;
         let messages = [
             (req::SET_FEATURES, features.to_ne_bytes().to_vec()),
             (req::SET_VRING_NUM, state(0, size.into())),
-            (req::SET_VRING_BASE, state(0, base.into())),
+            (req::SET_VRING_BASE, state(0, base)),
             (req::SET_VRING_ADDR, addr.encode()),
         ];
         let bytes: Vec<u8> = messages
@@ -317,13 +322,13 @@ impl Rig {
 
 /// What the device has heard of its rings.
 #[derive(Clone, Copy, PartialEq)]
-struct Heard {
-    started: u64,
-    broken: u64,
+pub struct Heard {
+    pub started: u64,
+    pub broken: u64,
 }
 
 impl Heard {
-    fn by(device: &Recorder) -> Heard {
+    pub fn by(device: &Recorder) -> Heard {
         Heard {
             started: Recorder::get(&device.started),
             broken: Recorder::get(&device.broken),
