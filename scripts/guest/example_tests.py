@@ -21,6 +21,7 @@ from pattern import check_image
 from runner import run_tests
 
 LISTEN_SECONDS = 10
+ANNOUNCE_SECONDS = 10
 EXIT_SECONDS = 5
 RANDOM_BYTES = 4096
 IMAGE_SIZE = 64 << 20
@@ -101,6 +102,8 @@ def vu_blk_announced(guest: Path, directory: Path) -> None:
     """The options that vu-blk prints at its start are all that QEMU needs."""
     with Backend(directory, IMAGE_SIZE, QUEUES) as backend:
         backend.wait_listening()
+        # It says so when it listens, which may have been a moment ago.
+        wait_until(lambda: readme.is_announced(backend.log), ANNOUNCE_SECONDS, "vu-blk says what QEMU needs")
         use_disk(guest, directory, backend, readme.announced_qemu_options(backend.log))
 
 

@@ -8,6 +8,7 @@ from harness import Failure
 
 ROOT = Path(__file__).resolve().parents[2]
 QEMU = "qemu-system-x86_64"
+ANNOUNCEMENT = "vu-blk: QEMU: "
 
 
 def commands(first_word: str) -> List[List[str]]:
@@ -34,9 +35,15 @@ def qemu_options(device: str) -> List[str]:
     raise Failure(f"README.md has no {QEMU} command with a {device}")
 
 
+def is_announced(log: Path) -> bool:
+    """Whether vu-blk has told its user what to paste, to the line's end."""
+    lines = log.read_text().splitlines(keepends=True)
+    return any(line.startswith(ANNOUNCEMENT) and line.endswith("\n") for line in lines)
+
+
 def announced_qemu_options(log: Path) -> List[str]:
     """The options that vu-blk tells its user to paste."""
     for line in log.read_text().splitlines():
-        if line.startswith("vu-blk: QEMU: "):
-            return shlex.split(line[len("vu-blk: QEMU: ") :])
+        if line.startswith(ANNOUNCEMENT):
+            return shlex.split(line[len(ANNOUNCEMENT) :])
     raise Failure(f"no options for QEMU in {log.read_text()!r}")
