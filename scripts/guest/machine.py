@@ -53,6 +53,11 @@ class Qmp:
         return dict(json.loads(self._channel.read_line(deadline, self._watch, what)))
 
 
+def option_value(value: Any) -> Any:
+    """What QMP takes as a value of JSON, as the command line has it."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 class Machine:
     """Boots in its `with` statement, is gone after it. `watch` raises when the run is lost anyway."""
 
@@ -91,7 +96,7 @@ class Machine:
             *("-machine", "q35,memory-backend=memory", "-m", MEMORY),
             *("-device", "pcie-root-port,id=port0,chassis=1"),
             *("-chardev", f"socket,id=disk,path={self._disk}"),
-            *("-device", ",".join(f"{key}={value}" for key, value in self._disk_device().items())),
+            *("-device", ",".join(f"{key}={option_value(value)}" for key, value in self._disk_device().items())),
         ]
 
     def _disk_device(self) -> Dict[str, Any]:
@@ -101,7 +106,7 @@ class Machine:
             "bus": "port0",
             "chardev": "disk",
             "num-queues": self._queues,
-            "packed": "on" if self._packed else "off",
+            "packed": self._packed,
         }
 
     def __enter__(self) -> Self:
