@@ -55,7 +55,9 @@ class Qmp:
 
 def option_value(value: Any) -> Any:
     """What QMP takes as a value of JSON, as the command line has it."""
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value
 
 
 class Machine:
