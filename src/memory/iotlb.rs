@@ -129,6 +129,9 @@ impl Iotlb {
     /// # Errors
     /// What the first byte that cannot be accessed lacks. Bytes that are somewhere else are unmapped here.
     pub(crate) fn to_user(&self, iova: u64, len: u64, access: Access) -> Result<u64, Obstacle> {
+        let Some(last) = iova.checked_add(len.saturating_sub(1)) else {
+            return Err(Obstacle::Unmapped(iova));
+        };
         let mut at = iova;
         let mut user = None;
         loop {
@@ -138,8 +141,6 @@ impl Iotlb {
             if here.wrapping_sub(expected) != at - iova {
                 return Err(Obstacle::Unmapped(at));
             }
-            // The range does not wrap: who asks has checked that.
-            let last = iova + len.saturating_sub(1);
             if entry.last >= last {
                 return Ok(expected);
             }
@@ -272,6 +273,11 @@ mod tests {
             Err(Obstacle::Miss(0x2000))
         );
         assert!(whole.without(0, u64::MAX).entries.is_empty());
+        assert_eq!(
+            whole.to_user(u64::MAX - 1, 3, Access::Read),
+            Err(Obstacle::Unmapped(u64::MAX - 1)),
+            "wraps"
+        );
         assert!(
             cut.without(0x2000, 0x2fff).keeps_all_of(&cut),
             "nothing there"
