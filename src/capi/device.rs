@@ -12,6 +12,7 @@ use crate::virtqueue::Virtqueue;
 
 use super::crypto::vu_crypto_session;
 use super::error::c_string;
+use super::guard::refusal;
 use super::message::{Room, vu_message};
 use super::structs::{Extensible, layout};
 use super::vq::vu_vq;
@@ -278,16 +279,6 @@ fn answer<F>(name: &str, f: Option<F>, call: impl FnOnce(F) -> c_int) -> Result<
         0 => Ok(()),
         other => Err(refusal(name, other)),
     }
-}
-
-/// What a function has answered, if that is not one of its good answers.
-pub(super) fn refusal(name: &str, answer: c_int) -> Error {
-    if answer >= 0 {
-        return Error::invalid(format!("{name} returned {answer}, which means nothing"));
-    }
-    let errno = answer.saturating_neg();
-    let text = nix::errno::Errno::from_raw(errno).desc();
-    Error::new(errno, format!("{name}: {text}"))
 }
 
 /// Takes a descriptor that a function has put out.

@@ -8,6 +8,16 @@ use std::ptr;
 use crate::error::Error;
 use crate::shared::Shared;
 
+/// What a function of the application has answered, if that is not one of its good answers.
+pub(super) fn refusal(name: &str, answer: c_int) -> Error {
+    if answer >= 0 {
+        return Error::invalid(format!("{name} returned {answer}, which means nothing"));
+    }
+    let errno = answer.saturating_neg();
+    let text = nix::errno::Errno::from_raw(errno).desc();
+    Error::new(errno, format!("{name}: {text}"))
+}
+
 /// What a function returns when something has panicked underneath, by type.
 pub(super) trait Answer {
     const PANICKED: Self;

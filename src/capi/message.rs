@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::message::{RawMessage, Verdict};
 use crate::protocol::{MAX_BODY, MAX_FDS};
 
+use super::guard::refusal;
 use super::structs::layout;
 
 /// Answer of vu_device_ops.message: the library goes on with the message as if
@@ -105,7 +106,7 @@ impl Room {
             VU_MESSAGE_NOT_MINE => Ok(Verdict::NotMine),
             VU_MESSAGE_HANDLED => Ok(Verdict::Handled),
             VU_MESSAGE_REPLY => self.finish(c.reply_size as usize, c.num_reply_fds as usize),
-            other => Err(super::device::refusal("message", other)),
+            other => Err(refusal("message", other)),
         }
     }
 

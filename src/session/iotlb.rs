@@ -7,7 +7,7 @@
 
 use crate::device::StopReason;
 use crate::memory::{Access, Iotlb as Translations, Obstacle};
-use crate::protocol::messages::{Iotlb, IotlbKind, VringAddr};
+use crate::protocol::messages::{Iotlb, IotlbKind};
 use crate::sync::Arc;
 use crate::transport::Message;
 
@@ -92,22 +92,6 @@ impl Session {
         self.vrings[index]
             .addresses
             .is_some_and(|addr| self.areas(index, &addr).into_iter().any(overlaps))
-    }
-
-    /// Descriptor, available and used area: where the front-end says, how long, and what is done there. The descriptors of a
-    /// packed ring are read and written.
-    fn areas(&self, index: usize, addr: &VringAddr) -> [(u64, u64, Access); 3] {
-        let layout = self.layout(self.vrings[index].size);
-        let desc = if self.is_packed() {
-            Access::ReadWrite
-        } else {
-            Access::Read
-        };
-        [
-            (addr.descriptor, layout.desc as u64, desc),
-            (addr.available, layout.avail as u64, Access::Read),
-            (addr.used, layout.used as u64, Access::Write),
-        ]
     }
 
     /// The front-end's own addresses of a ring: those it gave, or what they are translated to.

@@ -1,6 +1,7 @@
 //! Where the areas of a ring are, and how long.
 
 use crate::features::RING_PACKED;
+use crate::memory::Access;
 use crate::protocol::messages::VringAddr;
 use crate::transport::Message;
 use crate::virtqueue::areas::{MAX_RING_SIZE, PACKED_AREAS, RingLayout, SPLIT_AREAS, SplitAreas};
@@ -22,6 +23,22 @@ impl Session {
         } else {
             RingLayout::split(size, self.has_event_idx())
         }
+    }
+
+    /// Descriptor, available and used area: where the front-end says, how long, and what is done there. The descriptors of a
+    /// packed ring are read and written.
+    pub(super) fn areas(&self, index: usize, addr: &VringAddr) -> [(u64, u64, Access); 3] {
+        let layout = self.layout(self.vrings[index].size);
+        let desc = if self.is_packed() {
+            Access::ReadWrite
+        } else {
+            Access::Read
+        };
+        [
+            (addr.descriptor, layout.desc as u64, desc),
+            (addr.available, layout.avail as u64, Access::Read),
+            (addr.used, layout.used as u64, Access::Write),
+        ]
     }
 
     fn area_names(&self) -> [&'static str; 3] {
@@ -103,19 +120,13 @@ impl Session {
     /// The rings lie in guest memory, in full length, as far as size and memory are known by now.
     fn check_areas(&self, index: usize, addr: &VringAddr) -> Result<(), Fault> {
         let table = self.shared.table.current();
-        let size = self.vrings[index].size;
         // What an IOMMU makes of the addresses is known when the ring starts.
-        if table.is_empty() || size == 0 || self.iotlb.is_some() {
+        if table.is_empty() || self.vrings[index].size == 0 || self.iotlb.is_some() {
             return Ok(());
         }
-        let layout = self.layout(size);
-        let areas = [
-            (addr.descriptor, layout.desc),
-            (addr.available, layout.avail),
-            (addr.used, layout.used),
-        ];
-        for (name, (address, len)) in self.area_names().iter().zip(areas) {
-            if table.translate_user(address, len as u64).is_none() {
+        let areas = self.areas(index, addr);
+        for (name, (address, len, _)) in self.area_names().iter().zip(areas) {
+            if table.translate_user(address, len).is_none() {
                 return Err(Fault::refuse(
                     libc::EFAULT,
                     format!(

@@ -14,7 +14,7 @@ use crate::virtqueue::Queue;
 
 use super::{End, Session};
 
-/// How long a stop whose drain time-out has expired still waits for the device to hear what was cut off.
+/// How long a stop that has waited as long as it may still waits for the device to hear how it ended.
 pub(crate) const LAST_WORDS: Duration = Duration::from_millis(500);
 
 impl Session {
